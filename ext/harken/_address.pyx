@@ -1,0 +1,167 @@
+"""Addresses between Python and C: the tuples and paths of the standard library, and what stands in a ``sockaddr``.
+
+===========  =====================================================  ==========================================
+family       Python                                                 C
+===========  =====================================================  ==========================================
+AF_INET      ``(host, port)``                                       ``sockaddr_in``
+AF_INET6     ``(host, port[, flowinfo[, scope_id]])``               ``sockaddr_in6``; a host may carry ``%scope``
+AF_UNIX      a path as str, bytes or path-like; a leading NUL is    ``sockaddr_un``
+             Linux's abstract namespace, and reads back as bytes
+===========  =====================================================  ==========================================
+"""
+
+from libc.string cimport memchr, memcpy, memset
+from os import fsdecode, fsencode, fspath
+
+cimport harken._platform as c
+from harken._platform cimport net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_un
+
+
+cdef int port_of(object port, str call) except -1:
+    """A port as a number from 0 to 65535."""
+    cdef long long number
+    if type(port) is not int:
+        try:
+            port = port.__index__()
+        except AttributeError:
+            raise TypeError(f"{call}: port must be an int, not {type(port).__name__}") from None
+    try:
+        number = port
+    except OverflowError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise OverflowError(f"{call}: port must be 0-65535, not {port}")
+    return <int>number
+
+
+cdef bytes text_of(object host, str what):
+    """A host as the bytes that the resolver reads: ASCII, or a name in the encoding of international domain names."""
+    cdef bytes text
+    if isinstance(host, str):
+        if c.PyUnicode_IS_ASCII(host):
+            text = (<str>host).encode("ascii")
+        else:
+            try:
+                text = host.encode("idna")
+            except UnicodeError as error:
+                # The codec's own message does not say which of the caller's arguments it is about.
+                error.add_note(f"{what}: {host!r} is no host name")
+                raise
+    elif isinstance(host, (bytes, bytearray)):
+        text = bytes(host)
+    else:
+        raise TypeError(f"{what} must be None, str or bytes, not {type(host).__name__}")
+    if b"\0" in text:
+        raise ValueError(f"{what}: embedded null character in {host!r}")
+    if len(text) > 63:
+        for label in text.split(b"."):
+            if len(label) > 63:
+                raise UnicodeError(f"{what}: a label of {len(label)} characters in {host!r}, where DNS has room for 63")
+    return text
+
+
+cdef bint encode(object address, int family, net_address_t *to, net_length_t *length, str call) except -1:
+    """Fills in ``to`` and ``length``. Answers 0 when the host is a name that must be resolved: all else is filled in."""
+    cdef const char *text = NULL
+    cdef Py_ssize_t size = 0
+    cdef bytes host
+    cdef void *number
+    memset(to, 0, sizeof(net_address_t))
+    if family == c.AF_UNIX:
+        encode_path(address, to, length)
+        return 1
+    if family != c.AF_INET and family != c.AF_INET6:
+        raise OSError(f"{call}: address family {family} has no address form here")
+    if not isinstance(address, tuple):
+        raise TypeError(f"{call}: the address must be a tuple, not {type(address).__name__}")
+    if family == c.AF_INET:
+        if len(address) != 2:
+            raise TypeError(f"{call}: an AF_INET address is (host, port), not {len(address)} items")
+        to.ipv4.sin_family = c.AF_INET
+        to.ipv4.sin_port = c.htons(<unsigned short>port_of(address[1], call))
+        number = &to.ipv4.sin_addr
+        length[0] = sizeof(sockaddr_in)
+    else:
+        if not 2 <= len(address) <= 4:
+            raise TypeError(
+                f"{call}: an AF_INET6 address is (host, port[, flowinfo[, scope_id]]), not {len(address)} items"
+            )
+        to.ipv6.sin6_family = c.AF_INET6
+        to.ipv6.sin6_port = c.htons(<unsigned short>port_of(address[1], call))
+        if len(address) > 2:
+            to.ipv6.sin6_flowinfo = c.htonl(number_of(address[2], 0xFFFFF, "flowinfo", call))
+        if len(address) > 3:
+            to.ipv6.sin6_scope_id = number_of(address[3], 0xFFFFFFFF, "scope_id", call)
+        number = &to.ipv6.sin6_addr
+        length[0] = sizeof(sockaddr_in6)
+
+    if isinstance(address[0], str) and c.PyUnicode_IS_ASCII(address[0]):
+        text = c.PyUnicode_AsUTF8AndSize(address[0], &size)
+    else:
+        host = text_of(address[0], f"{call}: host")
+        text, size = host, len(host)
+    if size == 0:
+        return 1  # the empty host is the wildcard, which is all zeros
+    # c.inet_pton would stop at a NUL and take what stands before it for the address.
+    return memchr(text, 0, size) == NULL and c.inet_pton(family, text, number) == 1
+
+
+cdef unsigned int number_of(object value, unsigned int most, str name, str call) except? 0xFFFFFFFF:
+    if not isinstance(value, int):
+        raise TypeError(f"{call}: {name} must be an int, not {type(value).__name__}")
+    if not 0 <= value <= most:
+        raise OverflowError(f"{call}: {name} must be 0-{most}, not {value}")
+    return <unsigned int>value
+
+
+cdef int encode_path(object address, net_address_t *to, net_length_t *length) except -1:
+    cdef bytes path = bytes(address) if isinstance(address, bytearray) else fsencode(fspath(address))
+    cdef size_t size = len(path)
+    to.unix.sun_family = c.AF_UNIX
+    if size == 0 or path[0] == 0:
+        # No NUL ends an abstract name: its length does. The empty name asks Linux to choose one.
+        if size > c.NET_PATH_ROOM:
+            raise OSError(f"AF_UNIX path too long: {size} bytes, where the system has room for {c.NET_PATH_ROOM}")
+        length[0] = <net_length_t>(c.NET_PATH_AT + size)
+    else:
+        if b"\0" in path:
+            raise ValueError(f"AF_UNIX path: embedded null character in {address!r}")
+        if size >= c.NET_PATH_ROOM:
+            raise OSError(f"AF_UNIX path too long: {size} bytes, where the system has room for {c.NET_PATH_ROOM - 1}")
+        length[0] = <net_length_t>(c.NET_PATH_AT + size + 1)
+    memcpy(to.unix.sun_path, <const char *>path, size)
+    return 0
+
+
+cdef object decode(const sockaddr *address, size_t length):
+    """The address as the standard library would write it."""
+    cdef char text[c.INET6_ADDRSTRLEN]
+    cdef const sockaddr_in *ipv4 = <const sockaddr_in *>address
+    cdef const sockaddr_in6 *ipv6 = <const sockaddr_in6 *>address
+    cdef const char *path
+    cdef const char *end
+    cdef size_t size
+    if length == 0:
+        return None
+    if address.sa_family == c.AF_INET:
+        c.inet_ntop(c.AF_INET, &ipv4.sin_addr, text, sizeof(text))
+        return text.decode("ascii"), c.ntohs(ipv4.sin_port)
+    if address.sa_family == c.AF_INET6:
+        c.inet_ntop(c.AF_INET6, &ipv6.sin6_addr, text, sizeof(text))
+        return text.decode("ascii"), c.ntohs(ipv6.sin6_port), c.ntohl(ipv6.sin6_flowinfo), ipv6.sin6_scope_id
+    if address.sa_family == c.AF_UNIX:
+        if length <= c.NET_PATH_AT:
+            return ""  # no name: one of a socketpair(), or a client
+        path = <const char *>address + c.NET_PATH_AT
+        size = length - c.NET_PATH_AT
+        if path[0] == 0:
+            return path[:size] if size > 1 else ""
+        end = <const char *>memchr(path, 0, size)
+        return fsdecode(path[:end - path] if end != NULL else path[:size])
+    return address.sa_family, (<const char *>address)[:length]
+
+
+def scope_name(unsigned int index):
+    """The interface that a scope id names, as it is written behind ``%``: its name, on Windows its number."""
+    cdef char name[c.IF_NAMESIZE]
+    return name.decode("utf-8", "surrogateescape") if c.net_scope_name(index, name) == 0 else str(index)

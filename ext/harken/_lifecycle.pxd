@@ -1,0 +1,1 @@
+cdef unsigned int forks() noexcept nogil

@@ -1,0 +1,193 @@
+"""THE STORY: from names to listening sockets, told once.
+
+    name → addresses → socket → bind → listen
+
+Every address of every name is bound before the first one listens, so that nobody connects to a server that does not
+come to be. When a step fails, all that was opened is closed, and the error says which step it was, on which address.
+"""
+
+from cpython.object cimport PyTypeObject
+from libc.string cimport memcmp
+
+cimport harken._platform as c
+from harken._address cimport decode
+from harken._platform cimport addrinfo, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
+from harken._resolve cimport AddrInfo, resolve
+from harken._socket cimport Socket, backlog_of
+
+from harken._bind import KNOWN, parse
+from harken._listener import IncompleteListeners, Listener, Listeners
+
+cdef enum:
+    # How often a new number is drawn when the one that port 0 gave is taken on another address. All tries fail once in
+    # 2 ** 128 where half of a family's ports are taken, and once in 700,000 where nine of ten are.
+    TRIES = 128
+
+
+def listen(*binds, backlog=None):
+    """From names to listening sockets, all or none.
+
+    Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a
+    host (``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0
+    lets the system choose, once for all addresses of a bind.
+
+    ``backlog`` is how many connections may wait; by default as many as the system grants.
+
+    The sockets have TCP_NODELAY on, which accepted connections inherit, are not inherited by child processes, and
+    have on POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
+
+    Raises ValueError for a bind that cannot be read, and ListenError, which is an OSError, for a step that failed.
+    """
+    cdef list sockets = [], left_out = None
+    cdef Socket sock
+    cdef int error, wished = backlog_of(backlog)
+    if not binds:
+        raise TypeError("listen() needs at least one bind, as in listen('127.0.0.1:8080')")
+    # All are read before the first socket exists.
+    cdef list read = [(<dict>KNOWN).get(bind) or parse(bind) for bind in binds]
+    try:
+        for bind in read:
+            left_out = bind_one(<tuple>bind, sockets, left_out)
+        for sock in sockets:
+            error = sock.listen_for(wished)
+            if error:
+                fail("listen", sock.getsockname(), error)
+    except BaseException:
+        close_all(sockets)
+        raise
+    return Listeners(sockets) if left_out is None else IncompleteListeners(sockets, left_out)
+
+
+cdef list bind_one(tuple bind, list sockets, list left_out):
+    """One name: a bound socket for each of its addresses, with one port for all, is added to ``sockets``.
+
+    What is left out is added to ``left_out``, which is returned, and None as long as nothing is.
+    """
+    cdef AddrInfo addresses = AddrInfo.__new__(AddrInfo)
+    cdef const addrinfo *address
+    cdef Socket sock
+    cdef list given_up = None, absent
+    cdef Py_ssize_t first = len(sockets)
+    cdef const char *step = NULL
+    cdef int error, number, n, left = TRIES
+    host, port, family, text = bind[0], bind[1], bind[2], bind[3]
+    try:
+        resolve(addresses, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
+    except OSError as reason:
+        fail("getaddrinfo", text, reason)
+    try:
+        while True:
+            number, absent = 0, None
+            for n in range(<int>addresses.size):
+                address = addresses.at(n)
+                if stands_before(addresses, address, n):
+                    continue
+                if number:
+                    set_port(address.ai_addr, number)
+                sock = <Socket>(<PyTypeObject *>Listener).tp_new(<type>Listener, NULL, NULL)
+                error = open_bound(sock, address, &step)
+                if error == 0:
+                    sockets.append(sock)
+                    if addresses.size > 1 and number == 0 and port_in(address.ai_addr) == 0:
+                        number = sock.getsockname()[1]  # the system chose, for all
+                elif may_be_absent(address, addresses.size, error):
+                    absent = (absent or []) + [(decode(address.ai_addr, address.ai_addrlen), error_of(error))]
+                elif error == c.NET_EADDRINUSE and number != 0 and left > 0:
+                    break  # the number is free on one address and taken on another
+                else:
+                    fail(step.decode("ascii"), decode(address.ai_addr, address.ai_addrlen), error)
+            else:
+                break
+            # What was bound stays so until the end, or the system might give the same number again.
+            given_up = (given_up or []) + sockets[first:]
+            del sockets[first:]
+            left -= 1
+            for n in range(<int>addresses.size):
+                set_port(addresses.at(n).ai_addr, 0)
+        if len(sockets) == first:
+            fail("bind", absent[0][0], absent[0][1])
+    finally:
+        addresses.free()
+        if given_up is not None:
+            close_all(given_up)
+    return left_out if absent is None else (left_out or []) + absent
+
+
+cdef int open_bound(Socket sock, const addrinfo *address, const char **step) noexcept:
+    """socket, options, bind. After an error the socket is closed, and ``step`` names the call that failed."""
+    cdef int error, one = 1
+    step[0] = b"socket"
+    error = sock.open(address.ai_family, address.ai_socktype, address.ai_protocol)
+    if error:
+        return error
+    step[0] = b"setsockopt"
+    error = c.net_listener_defaults(sock.handle, address.ai_family)
+    # Always said, never left to the system, whose default differs: with it, IPv4 and IPv6 can share a port number.
+    if error == 0 and address.ai_family == c.AF_INET6:
+        if c.setsockopt(sock.handle, c.IPPROTO_IPV6, c.IPV6_V6ONLY, <const char *>&one, sizeof(one)) != 0:
+            error = c.net_last_error()
+    if error == 0:
+        step[0] = b"bind"
+        error = sock.bind_to(address.ai_addr, <net_length_t>address.ai_addrlen)
+    if error:
+        sock.end()
+    return error
+
+
+cdef bint stands_before(AddrInfo addresses, const addrinfo *address, int index) noexcept:
+    """Hosts files and some resolvers name an address twice; it can be bound once."""
+    cdef const addrinfo *earlier
+    cdef int n
+    for n in range(index):
+        earlier = addresses.at(n)
+        if earlier.ai_addrlen == address.ai_addrlen and memcmp(earlier.ai_addr, address.ai_addr, address.ai_addrlen) == 0:
+            return True
+    return False
+
+
+cdef bint may_be_absent(const addrinfo *address, Py_ssize_t among, int error) noexcept:
+    """Does this machine lack the family, so that the name's other addresses will do? Without IPv6, socket() fails for
+    all its addresses, or bind() for ``::1`` and ``::``; any other address that cannot be bound is a mistake."""
+    cdef const unsigned char *digits
+    cdef int n
+    if among < 2:
+        return False
+    if error == c.NET_EAFNOSUPPORT:
+        return True
+    if error != c.NET_EADDRNOTAVAIL or address.ai_family != c.AF_INET6:
+        return False
+    digits = <const unsigned char *>&(<const sockaddr_in6 *>address.ai_addr).sin6_addr
+    for n in range(15):
+        if digits[n]:
+            return False
+    return digits[15] <= 1
+
+
+# The port stands in the same place in both families.
+cdef int port_in(const sockaddr *address) noexcept:
+    return (<const sockaddr_in *>address).sin_port
+
+
+cdef void set_port(sockaddr *address, int port) noexcept:
+    (<sockaddr_in *>address).sin_port = c.htons(<unsigned short>port)
+
+
+cdef int close_all(list sockets) except -1:
+    cdef Socket sock
+    for sock in sockets:
+        sock.end()
+    return 0
+
+
+cdef object error_of(int number):
+    """The exception that the platform's sockets would raise."""
+    try:
+        c.net_raise(number)
+    except OSError as error:
+        return error
+
+
+cdef int fail(str step, object address, object reason) except -1:
+    """``reason`` is an error number, or an exception that was raised already."""
+    from harken._errors import failure
+    raise failure(step, address, reason if isinstance(reason, OSError) else error_of(reason)) from None

@@ -1,0 +1,146 @@
+# The door to the platform room: every C name that the compiled modules use is declared here and nowhere else.
+# Types are hints (Cython takes widths and signs from the C compiler); functions that cannot raise are noexcept by
+# being C. What they return is told in platform/net.h.
+
+cdef extern from "platform/net.h" nogil:
+    ctypedef long long net_socket_t
+    ctypedef int net_length_t "net_length_t"
+    ctypedef struct net_buffer_t:
+        pass
+    ctypedef struct net_waker_t:
+        pass
+
+    # Addresses: the same names in both worlds.
+    struct in_addr:
+        unsigned int s_addr
+    struct in6_addr:
+        pass
+    struct sockaddr:
+        unsigned short sa_family
+    struct sockaddr_in:
+        unsigned short sin_family
+        unsigned short sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        unsigned short sin6_port
+        unsigned int sin6_flowinfo
+        in6_addr sin6_addr
+        unsigned int sin6_scope_id
+    struct sockaddr_un:
+        unsigned short sun_family
+        char sun_path[108]
+    ctypedef union net_address_t:
+        sockaddr any
+        sockaddr_in ipv4 "in"
+        sockaddr_in6 ipv6 "in6"
+        sockaddr_un unix "un"
+    struct addrinfo:
+        int ai_flags
+        int ai_family
+        int ai_socktype
+        int ai_protocol
+        size_t ai_addrlen
+        char *ai_canonname
+        sockaddr *ai_addr
+        addrinfo *ai_next
+
+    int inet_pton(int family, const char *text, void *address)
+    const char *inet_ntop(int family, const void *address, char *text, size_t size)
+    unsigned short htons(unsigned short number)
+    unsigned short ntohs(unsigned short number)
+    unsigned int htonl(unsigned int number)
+    unsigned int ntohl(unsigned int number)
+
+    # The steps: called by name. Their error is net_last_error(), on the next line.
+    int getaddrinfo(const char *node, const char *service, const addrinfo *hints, addrinfo **result)
+    void freeaddrinfo(addrinfo *result)
+    int bind(net_socket_t s, const sockaddr *address, net_length_t length)
+    int listen(net_socket_t s, int backlog)
+    int shutdown(net_socket_t s, int how)
+    int getsockname(net_socket_t s, sockaddr *address, net_length_t *length)
+    int getpeername(net_socket_t s, sockaddr *address, net_length_t *length)
+    int getsockopt(net_socket_t s, int level, int option, char *value, net_length_t *size)
+    int setsockopt(net_socket_t s, int level, int option, const char *value, net_length_t size)
+
+    # What differs: see net.h.
+    int net_startup(int *first)
+    void net_cleanup()
+    unsigned int net_forks()
+    int net_last_error()
+    int net_socket(int family, int type, int proto, net_socket_t *s)
+    int net_accept(net_socket_t listener, bint nonblocking, sockaddr *peer, net_length_t *length, net_socket_t *s)
+    int net_accept_many(net_socket_t listener, int limit, net_socket_t *taken, int *count)
+    int net_close(net_socket_t s)
+    void net_nudge(net_socket_t s)
+    int net_blocking(net_socket_t s, bint on)
+    int net_inheritable(net_socket_t s, bint on)
+    int net_is_inheritable(net_socket_t s, int *on)
+    int net_duplicate(net_socket_t s, net_socket_t *copy)
+    int net_connect(net_socket_t s, const sockaddr *address, net_length_t length)
+    int net_recv(net_socket_t s, void *data, size_t size, int flags, size_t *done)
+    int net_send(net_socket_t s, const void *data, size_t size, int flags, size_t *done)
+    void net_buffer(net_buffer_t *buffer, void *data, size_t size)
+    int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
+                    int flags, size_t *done)
+    size_t net_control_space(size_t size)
+    void net_control_put(void *at, int level, int type, const void *data, size_t size)
+    int net_waker_open(net_waker_t *waker)
+    void net_waker_pull(net_waker_t *waker)
+    void net_waker_close(net_waker_t *waker)
+    int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
+    int net_describe(net_socket_t s, int *family, int *type, int *proto)
+    int net_listener_defaults(net_socket_t s, int family)
+    int net_backlog(int wished)
+    int net_queue(net_socket_t s, long *queued, long *limit)
+    int net_scope_name(unsigned int index, char *name)
+    bint net_died_waiting(int error)
+    double net_monotonic()
+
+    const net_socket_t NET_INVALID
+    const size_t NET_PATH_AT, NET_PATH_ROOM
+    const bint NET_WAITS_BY_POLL
+    const int NET_WAIT_SLICE
+    const int NET_TIMED_OUT, NET_READY, NET_WOKEN
+    const int NET_EAFNOSUPPORT, NET_EADDRINUSE, NET_EADDRNOTAVAIL, NET_EBADF, NET_ECONNRESET, NET_EINPROGRESS
+    const int NET_EINTR, NET_EISCONN, NET_ENOTSUP, NET_EWOULDBLOCK
+    const int NET_EAI_SYSTEM
+    const char *NET_ERROR_TEXT(int number)
+    const int NET_SOCK_NONBLOCK, NET_SOCK_CLOEXEC, NET_AI_NUMERICSERV
+
+    # Numbers that both worlds have, under the same names.
+    const int AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX
+    const int SOCK_STREAM, SOCK_DGRAM
+    const int IPPROTO_TCP, IPPROTO_UDP, IPPROTO_IP, IPPROTO_IPV6
+    const int AI_PASSIVE, AI_CANONNAME, AI_NUMERICHOST, AI_NUMERICSERV, AI_ADDRCONFIG, AI_V4MAPPED, AI_ALL
+    const int EAI_AGAIN, EAI_BADFLAGS, EAI_FAIL, EAI_FAMILY, EAI_MEMORY, EAI_NONAME, EAI_SERVICE, EAI_SOCKTYPE
+    const int SOMAXCONN, SHUT_RD, SHUT_WR, SHUT_RDWR, SOL_SOCKET
+    const int SO_ACCEPTCONN, SO_BROADCAST, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, SO_TYPE
+    const int IPV6_V6ONLY, TCP_NODELAY, MSG_OOB, MSG_PEEK, MSG_WAITALL, MSG_DONTROUTE
+    const int POLLIN, POLLOUT
+    const int INET6_ADDRSTRLEN, IF_NAMESIZE
+
+cdef extern from "platform/raise.h":
+    int net_raise(int number) except -1
+
+cdef extern from "Python.h":
+    ctypedef struct PyMethodDef:
+        const char *ml_name
+        void *ml_meth
+        int ml_flags
+        const char *ml_doc
+    const int METH_FASTCALL, METH_KEYWORDS
+    object PyCFunction_NewEx(PyMethodDef *method, object bound_to, object module)
+    int Py_AtExit(void (*function)() noexcept)
+    int PyErr_CheckSignals() except -1
+    int PyErr_ResourceWarning(object source, Py_ssize_t level, const char *text, ...)
+    void PyErr_WriteUnraisable(object where)
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    bint PyUnicode_IS_ASCII(object text)
+
+cdef extern from "pythread.h":
+    ctypedef void *PyThread_type_lock
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock lock)
+    int PyThread_acquire_lock(PyThread_type_lock lock, int wait) nogil
+    void PyThread_release_lock(PyThread_type_lock lock)

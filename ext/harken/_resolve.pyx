@@ -1,0 +1,352 @@
+"""Step 1: from a name and a port to addresses."""
+
+import cython
+
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.string cimport memchr, memcpy, memset, strcmp
+
+cimport harken._platform as c
+from harken._address cimport decode, encode, port_of, text_of
+from harken._platform cimport addrinfo, net_address_t, net_length_t
+
+import harken._lifecycle  # noqa: F401  Winsock is started by this import, before any call below
+
+
+@cython.final
+cdef class AddrInfoEntry:
+    """One address that a server may bind, or a client connect to: unpacks like the standard library's 5-tuple.
+
+    ``family``, ``type`` and ``proto`` are what `Socket` takes, ``sockaddr`` is what ``bind()`` and ``connect()`` take
+    (they take the whole entry too), ``canonname`` is empty unless AI_CANONNAME asked for it.
+    """
+
+    @property
+    def canonname(self):
+        """The canonical name of the host, if AI_CANONNAME asked for it; else empty."""
+        return self.name or ""
+
+    @property
+    def sockaddr(self):
+        """The address: ``(host, port)``, or ``(host, port, flowinfo, scope_id)``."""
+        return decode(&self.address.any, self.length)
+
+    def __iter__(self):
+        return iter((self.family, self.type, self.proto, self.canonname, self.sockaddr))
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return tuple(self)[index]
+
+    def __eq__(self, other):
+        if isinstance(other, (tuple, AddrInfoEntry)):
+            return tuple(self) == tuple(other)
+        return NotImplemented
+
+    def __hash__(self):
+        return hash(tuple(self))
+
+    def __repr__(self):
+        return (
+            f"AddrInfoEntry(family={self.family}, type={self.type}, proto={self.proto}, "
+            f"canonname={self.canonname!r}, sockaddr={self.sockaddr!r})"
+        )
+
+
+@cython.final
+cdef class AddrInfo:
+    """The addresses of a name: a sequence of `AddrInfoEntry` that owns the list which getaddrinfo() made in C.
+
+    ``close()`` gives the list to freeaddrinfo(), so does leaving a ``with`` block, so does dropping the object. Entries
+    are copies and stay valid.
+    """
+
+    # No __cinit__: an object is born with NULL lists and size 0, which is what a closed one has.
+
+    def __init__(self):
+        raise TypeError("an AddrInfo is made by getaddrinfo()")
+
+    def __dealloc__(self):
+        self.free()
+
+    cdef void free(self) noexcept:
+        # freeaddrinfo(NULL) is promised by neither POSIX nor Winsock.
+        for n in range(2):
+            if self.lists[n] != NULL:
+                c.freeaddrinfo(self.lists[n])
+                self.lists[n] = NULL
+        self.size = 0
+
+    cdef int ask(self, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept:
+        """One call of getaddrinfo(), or two; the error of the first that failed when none found anything."""
+        cdef int error
+        cdef int families[2]
+        cdef addrinfo *each
+        cdef int n
+        if node == NULL and hints.ai_family == c.AF_UNSPEC:
+            # The wildcard (or the loopback) of both families. Asked for both at once, glibc sorts the answers by
+            # connecting a socket to each, which takes three hundred times as long as asking twice.
+            families[0] = c.AF_INET if hints.ai_flags & c.AI_PASSIVE else c.AF_INET6
+            families[1] = c.AF_INET6 if hints.ai_flags & c.AI_PASSIVE else c.AF_INET
+            hints.ai_family = families[0]
+            error = c.getaddrinfo(node, service, hints, &self.lists[0])
+            if error:
+                self.lists[0] = NULL
+            hints.ai_family = families[1]
+            if c.getaddrinfo(node, service, hints, &self.lists[1]) == 0:
+                error = 0
+            else:
+                self.lists[1] = NULL
+        elif may_wait:
+            with nogil:
+                error = c.getaddrinfo(node, service, hints, &self.lists[0])
+                if error == c.NET_EAI_SYSTEM:
+                    self.system_error = c.net_last_error()
+        else:
+            error = c.getaddrinfo(node, service, hints, &self.lists[0])
+            if error == c.NET_EAI_SYSTEM:
+                self.system_error = c.net_last_error()
+        if error:
+            self.lists[0] = NULL
+            return error
+        self.size = 0
+        for n in range(2):
+            each = self.lists[n]
+            while each != NULL:
+                self.size += 1
+                each = each.ai_next
+        return 0
+
+    cdef int fail(self, int error, object host, object port) except -1:
+        if error == c.NET_EAI_SYSTEM:
+            return c.net_raise(self.system_error)
+        return raise_gaierror(error, host, port)
+
+    cdef addrinfo *at(self, Py_ssize_t index) noexcept:
+        """For an index that is there."""
+        cdef addrinfo *each = self.lists[0] if self.lists[0] != NULL else self.lists[1]
+        while index:
+            index -= 1
+            # Behind the end of the first list stands the second.
+            each = each.ai_next if each.ai_next != NULL else self.lists[1]
+        return each
+
+    cdef AddrInfoEntry entry(self, Py_ssize_t index):
+        cdef addrinfo *each = self.at(index)
+        cdef AddrInfoEntry entry = AddrInfoEntry.__new__(AddrInfoEntry)
+        entry.family = each.ai_family
+        entry.type = each.ai_socktype
+        entry.proto = each.ai_protocol
+        entry.length = <net_length_t>min(each.ai_addrlen, sizeof(net_address_t))
+        memcpy(&entry.address, each.ai_addr, entry.length)
+        if each.ai_canonname != NULL:
+            entry.name = each.ai_canonname.decode("utf-8", "surrogateescape")
+        return entry
+
+    cdef Py_ssize_t must_be_open(self) except -1:
+        if self.size == 0:
+            raise ValueError("this AddrInfo is closed")
+        return self.size
+
+    @cython.critical_section
+    def close(self):
+        """Frees the C list. A second time does nothing."""
+        self.free()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    @cython.critical_section
+    def __len__(self):
+        return self.must_be_open()
+
+    @cython.critical_section
+    def __getitem__(self, index):
+        cdef Py_ssize_t at
+        if isinstance(index, slice):
+            return [self.entry(n) for n in range(*index.indices(self.must_be_open()))]
+        at = index
+        self.must_be_open()
+        if at < 0:
+            at += self.size
+        if not 0 <= at < self.size:
+            raise IndexError("AddrInfo index out of range")
+        return self.entry(at)
+
+    def index(self, value, start=0, stop=None):
+        """Where ``value`` stands first."""
+        return list(self).index(value, start, len(self) if stop is None else stop)
+
+    def count(self, value):
+        """How many entries equal ``value``."""
+        return list(self).count(value)
+
+    def __repr__(self):
+        return "<AddrInfo, closed>" if self.size == 0 else f"<AddrInfo {list(self)!r}>"
+
+
+cdef const char *digits_of(int port, char *text) noexcept:
+    """The port in decimal, written from the end of ``text``."""
+    cdef int at = 7
+    text[at] = 0
+    while True:
+        at -= 1
+        text[at] = 48 + port % 10
+        port //= 10
+        if port == 0:
+            return &text[at]
+
+
+cdef bytes service_of(object port, bint *numeric):
+    """A port that is text: digits, which must be in range, or the name of a service."""
+    cdef bytes text
+    if isinstance(port, str):
+        try:
+            text = (<str>port).encode("utf-8")
+        except UnicodeError as error:
+            error.add_note("getaddrinfo(): port")
+            raise
+    else:
+        text = bytes(port)
+    if b"\0" in text:
+        raise ValueError(f"getaddrinfo(): port: embedded null character in {port!r}")
+    numeric[0] = text.isdigit()
+    if numeric[0]:
+        port_of(int(text), "getaddrinfo()")  # resolvers let 65536 pass for 0
+    elif not text or text[:1] in b"+- \t\n\v\f\r":
+        raise_gaierror(c.EAI_SERVICE, None, port)  # some resolvers would find a number in it
+    return text
+
+
+cdef int raise_gaierror(int error, object host, object port) except -1:
+    """The standard library's own class, so that ``except socket.gaierror`` catches it. ``_socket`` has it without the
+    cost of importing ``socket``."""
+    from _socket import gaierror
+    text = (<bytes>c.NET_ERROR_TEXT(error)).decode("utf-8", "replace")
+    raise gaierror(error, f"{text} (host {host!r}, port {port!r})")
+
+
+cdef AddrInfo resolve(AddrInfo found, object host, object port, int family, int type, int proto, int flags):
+    """Fills ``found``, an empty AddrInfo, and returns it."""
+    cdef char digits[8]
+    cdef addrinfo hints
+    cdef bint numeric = 1
+    cdef int error
+    cdef Py_ssize_t size = 0
+    cdef const char *node = NULL
+    cdef const char *service = NULL
+    cdef bytes node_text, service_text
+    if isinstance(port, (str, bytes, bytearray)):
+        service_text = service_of(port, &numeric)
+        service = service_text
+    elif port is not None:
+        service = digits_of(port_of(port, "getaddrinfo()"), digits)
+    if host is not None:
+        if isinstance(host, str) and c.PyUnicode_IS_ASCII(host):
+            node = c.PyUnicode_AsUTF8AndSize(host, &size)
+        if node == NULL or size > 63 or memchr(node, 0, size) != NULL:
+            node_text = text_of(host, "getaddrinfo(): host")
+            node, size = node_text, len(node_text)
+        if size == 0:
+            node = NULL
+    memset(&hints, 0, sizeof(hints))
+    hints.ai_family = family
+    hints.ai_socktype = type
+    hints.ai_protocol = proto
+    hints.ai_flags = flags
+    if numeric:
+        # Nothing here can wait, so the GIL stays where it is: handing it over costs as much as the call.
+        hints.ai_flags = flags | c.NET_AI_NUMERICSERV | (c.AI_NUMERICHOST if node != NULL else 0)
+        error = found.ask(node, service, &hints, 0)
+        if error != c.EAI_NONAME or node == NULL or flags & c.AI_NUMERICHOST:
+            if error:
+                found.fail(error, host, port)
+            return found
+        hints.ai_family, hints.ai_flags = family, flags
+    error = found.ask(node, service, &hints, 1)
+    if error:
+        found.fail(error, host, port)
+    return found
+
+
+# getaddrinfo() costs 0.1 microseconds in C; a function with six keywords that Cython makes costs as much again before
+# its first line. So this one takes its arguments as CPython hands them over (vectorcall), and is bound to the class of
+# its result, which saves looking it up.
+
+cdef int place_of(const char *name) noexcept:
+    if name[0] == b"h" or name[0] == b"t":
+        return 0 if strcmp(name, "host") == 0 else 3 if strcmp(name, "type") == 0 else -1
+    if name[0] == b"f":
+        return 2 if strcmp(name, "family") == 0 else 5 if strcmp(name, "flags") == 0 else -1
+    return 4 if strcmp(name, "proto") == 0 else 1 if strcmp(name, "port") == 0 else -1
+
+
+cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t given, PyObject *names):
+    cdef PyObject *values[6]
+    cdef int hints[4]
+    cdef Py_ssize_t n
+    cdef int at
+    if given > 6:
+        raise TypeError(f"getaddrinfo() takes at most 6 arguments, {given} were given")
+    for at in range(6):
+        values[at] = args[at] if at < given else NULL
+    if names != NULL:
+        for n in range(PyTuple_GET_SIZE(<object>names)):
+            at = place_of(c.PyUnicode_AsUTF8AndSize(<object>PyTuple_GET_ITEM(<object>names, n), NULL))
+            if at < 0 or values[at] != NULL:
+                raise TypeError(f"getaddrinfo() takes no argument {(<tuple><object>names)[n]!r}, or not twice")
+            values[at] = args[given + n]
+    if values[0] == NULL or values[1] == NULL:
+        raise TypeError("getaddrinfo() needs a host and a port, either of which may be None")
+    for at in range(4):
+        hints[at] = 0 if values[at + 2] == NULL else <object>values[at + 2]
+    found = <AddrInfo>result.tp_new(<type>result, NULL, NULL)
+    return resolve(found, <object>values[0], <object>values[1], hints[0], hints[1], hints[2], hints[3])
+
+
+cdef c.PyMethodDef METHOD = c.PyMethodDef(
+    "getaddrinfo", <void *>vectorcall, c.METH_FASTCALL | c.METH_KEYWORDS, b"""getaddrinfo(host, port, family=0, type=0, proto=0, flags=0)
+--
+
+The addresses of ``host`` and ``port``: one call of getaddrinfo(), on every platform.
+
+``host`` is a name, an address in digits (with a scope: ``fe80::1%eth0``), or None: then the addresses are the
+wildcard, to bind, with AI_PASSIVE in ``flags``, and else the loopback, to connect to. The empty string means None.
+Names that are not ASCII are sent in their IDNA form. ``port`` is a number from 0 to 65535, the same in digits, the
+name of a service, or None. The rest are hints; 0 leaves them open.
+
+A host in digits is answered at once, without the resolver; for a name the GIL is released. The order is the system's.
+
+Raises socket.gaierror when there is no such name or service, OverflowError for a port out of range, ValueError (or
+UnicodeError, which is one) for text that can be no name.
+""")
+getaddrinfo = c.PyCFunction_NewEx(&METHOD, AddrInfo, __name__)
+
+
+cdef int locate(object address, int family, net_address_t *to, net_length_t *length, str call) except -1:
+    """A Python address, or an entry of getaddrinfo(), as a ``sockaddr``; a name is resolved to its first address."""
+    cdef AddrInfoEntry entry
+    cdef AddrInfo found
+    cdef net_address_t partial
+    if isinstance(address, AddrInfoEntry):
+        entry = address
+        memcpy(to, &entry.address, entry.length)
+        length[0] = entry.length
+        return 0
+    if encode(address, family, to, length, call):
+        return 0
+    partial = to[0]
+    found = resolve(AddrInfo.__new__(AddrInfo), address[0], address[1], family, c.SOCK_STREAM, 0, 0)
+    entry = found.entry(0)
+    memcpy(to, &entry.address, entry.length)
+    if family == c.AF_INET6:
+        # What the tuple says goes over what the name said; a scope that only the name had (``%eth0``) stays.
+        to.ipv6.sin6_flowinfo = partial.ipv6.sin6_flowinfo
+        if partial.ipv6.sin6_scope_id:
+            to.ipv6.sin6_scope_id = partial.ipv6.sin6_scope_id
+    return 0

@@ -1,0 +1,42 @@
+from harken._platform cimport PyThread_type_lock, net_length_t, net_socket_t, net_waker_t, sockaddr
+
+
+cdef class Socket:
+    cdef net_socket_t handle  # owned: closed once, by close() or with this object; NET_INVALID when there is none
+    cdef readonly int family, type, proto
+    cdef int calls  # system calls in flight on the handle, by any thread
+    cdef int transfers  # those among them that net_nudge() ends: send, recv, connect
+    cdef unsigned int forks  # names the process in which the two were counted
+    cdef bint blocks  # the mode of the handle itself
+    cdef bint has_waker
+    cdef net_waker_t waker  # owned: made by the first accept() that waits, closed with the handle
+    cdef double seconds  # the timeout: negative waits for ever, 0 not at all
+    cdef PyThread_type_lock idle  # owned by close(): released by the last call that leaves
+    cdef object __weakref__
+
+    cdef int open(self, int family, int type, int proto) noexcept
+    cdef int bind_to(self, const sockaddr *address, net_length_t length) noexcept
+    cdef int listen_for(self, int backlog) noexcept
+    cdef int end(self) noexcept
+
+    cdef int enter(self, bint transfer) except -1
+    cdef void leave(self, bint transfer) noexcept
+    cdef void forget_other_process(self) noexcept
+    cdef net_socket_t let_go(self, bint nudge) noexcept
+    cdef int closed(self) except -1
+    cdef int must_be_open(self) except -1
+
+    cdef double deadline(self) noexcept
+    cdef int set_blocks(self, bint on) except -1
+    cdef int wait(self, short events, double deadline, bint wakeable) except -1
+    cdef int wait_for_connection(self, double deadline) except -1
+
+    cdef Socket take(self, net_socket_t handle, bint blocks)
+    cdef int take_all(self, net_socket_t *taken, int count, list found) except -1
+    cdef int connect_to(self, object address) except -1
+    cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1
+    cdef object name(self, bint of_peer)
+    cdef int adopt(self, object fileno, int family, int type, int proto) except -1
+
+
+cdef int backlog_of(object backlog) except -2

@@ -1,0 +1,786 @@
+"""Steps 2 to 5: socket, bind, listen, accept; and what a connection needs to be served.
+
+How a call is made. A system call that may last is made with the GIL released, between ``enter()`` and ``leave()``,
+which count the calls in flight. ``close()`` takes the handle away first, so that no new call begins, then ends those in
+flight, waits for them, and closes last: Winsock forbids closing a socket under a call, and on POSIX the number could
+already belong to somebody else. A call that finds its socket closed when it comes back raises EBADF. Signal handlers
+run outside that count, so a handler may close the very socket that its thread was waiting on.
+
+How a wait is made. On POSIX a blocking connection waits in its own system call, as a C program would. accept() waits in
+poll() on a non-blocking listener and a waker, because nothing else can be woken by close() without harm to the
+processes that share the listener. On Windows every handle is non-blocking, and every wait is WSAPoll().
+"""
+
+import cython
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport ceil, isfinite
+from libc.string cimport memset
+
+cimport harken._platform as c
+from harken._address cimport decode
+from harken._lifecycle cimport forks
+from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
+from harken._resolve cimport locate
+
+cdef enum:
+    BATCH = 64  # how many connections one trip into C takes at the most
+
+
+cdef class Socket:
+    """One socket handle, owned. Names, meanings, defaults and errors are those of the standard library's sockets.
+
+    ``Socket(family, type, proto)`` calls socket(2) with SOCK_CLOEXEC, on Windows WSASocketW() with
+    WSA_FLAG_NO_HANDLE_INHERIT: no child inherits it by accident. ``Socket(fileno=handle)`` takes over a handle that
+    exists already, and asks the system for what is not given.
+
+    What is different, on purpose: ``proto`` is IPPROTO_TCP for a TCP socket, also when 0 was asked for (asyncio turns
+    Nagle's algorithm off only where it reads 6); ``close()`` ends the calls that other threads have in flight;
+    ``accept()`` passes over connections that died in the queue; ``accept_many()`` takes all that wait.
+    """
+
+    def __cinit__(self):
+        self.handle = c.NET_INVALID
+        self.seconds = -1
+        self.blocks = not c.NET_WAITS_BY_POLL
+        self.forks = forks()
+
+    def __init__(self, int family=-1, int type=-1, int proto=-1, fileno=None):
+        cdef int error
+        if self.handle != c.NET_INVALID:
+            raise RuntimeError("this Socket has its handle already")
+        if fileno is not None:
+            self.adopt(fileno, family, type, proto)
+            return
+        error = self.open(
+            c.AF_INET if family == -1 else family, c.SOCK_STREAM if type == -1 else type, 0 if proto == -1 else proto
+        )
+        if error:
+            c.net_raise(error)
+
+    def __del__(self):
+        if self.handle != c.NET_INVALID:
+            if c.PyErr_ResourceWarning(self, 1, "unclosed harken.Socket, handle %lld", <long long>self.handle) < 0:
+                c.PyErr_WriteUnraisable(self)
+
+    def __dealloc__(self):
+        # Nobody is left to hear of an error here, and no call can be in flight: each holds a reference.
+        self.end()
+
+    # ------------------------------------------------------------------ the steps in C: an error number, or 0
+
+    cdef int open(self, int family, int type, int proto) noexcept:
+        cdef int error
+        cdef bint nonblocking = (type & c.NET_SOCK_NONBLOCK) != 0
+        type &= ~(c.NET_SOCK_NONBLOCK | c.NET_SOCK_CLOEXEC)
+        if proto == 0 and type == c.SOCK_STREAM and (family == c.AF_INET or family == c.AF_INET6):
+            proto = c.IPPROTO_TCP
+        error = c.net_socket(family, type, proto, &self.handle)
+        if error:
+            return error
+        self.family, self.type, self.proto = family, type, proto
+        if nonblocking:
+            self.seconds = 0
+            if self.blocks:
+                self.blocks = False
+                error = c.net_blocking(self.handle, False)
+                if error:
+                    self.end()
+        return error
+
+    cdef int bind_to(self, const sockaddr *address, net_length_t length) noexcept:
+        return c.net_last_error() if c.bind(self.handle, address, length) != 0 else 0
+
+    cdef int listen_for(self, int backlog) noexcept:
+        return c.net_last_error() if c.listen(self.handle, c.net_backlog(backlog)) != 0 else 0
+
+    cdef int end(self) noexcept:
+        """Closes the handle and the waker; for sockets without a call in flight."""
+        cdef net_socket_t handle = self.handle
+        self.handle = c.NET_INVALID
+        if self.has_waker:
+            self.has_waker = False
+            c.net_waker_close(&self.waker)
+        return 0 if handle == c.NET_INVALID else c.net_close(handle)
+
+    # ------------------------------------------------------------------ calls in flight
+
+    @cython.critical_section
+    cdef int enter(self, bint transfer) except -1:
+        if self.handle == c.NET_INVALID:
+            return c.net_raise(c.NET_EBADF)
+        if self.forks != forks():
+            self.forget_other_process()
+        self.calls += 1
+        self.transfers += transfer
+        return 0
+
+    @cython.critical_section
+    cdef void leave(self, bint transfer) noexcept:
+        self.calls -= 1
+        self.transfers -= transfer
+        if self.handle == c.NET_INVALID and self.calls == 0:
+            if self.has_waker:
+                self.has_waker = False
+                c.net_waker_close(&self.waker)
+            if self.idle != NULL:
+                c.PyThread_release_lock(self.idle)
+
+    cdef void forget_other_process(self) noexcept:
+        """After a fork: the threads whose calls were counted stayed behind, and the waker is shared with them."""
+        self.forks = forks()
+        self.calls = self.transfers = 0
+        if self.has_waker:
+            self.has_waker = False
+            c.net_waker_close(&self.waker)
+
+    @cython.critical_section
+    cdef net_socket_t let_go(self, bint nudge) noexcept:
+        """Takes the handle away and wakes whoever waits on it. If calls are in flight, `idle` is there to wait for."""
+        cdef net_socket_t handle = self.handle
+        if handle == c.NET_INVALID:
+            return handle
+        if self.forks != forks():
+            self.forget_other_process()
+        self.handle = c.NET_INVALID
+        if self.calls == 0:
+            if self.has_waker:
+                self.has_waker = False
+                c.net_waker_close(&self.waker)
+            return handle
+        if self.has_waker:
+            c.net_waker_pull(&self.waker)
+        if nudge:
+            self.idle = c.PyThread_allocate_lock()
+            if self.idle != NULL:
+                c.PyThread_acquire_lock(self.idle, 1)
+            if self.transfers:
+                c.net_nudge(handle)
+        return handle
+
+    cdef int closed(self) except -1:
+        return c.net_raise(c.NET_EBADF)
+
+    # ------------------------------------------------------------------ waiting
+
+    cdef double deadline(self) noexcept:
+        return c.net_monotonic() + self.seconds if self.seconds > 0 else -1
+
+    cdef int set_blocks(self, bint on) except -1:
+        cdef int error
+        if c.NET_WAITS_BY_POLL or self.blocks == on:
+            return 0
+        error = c.net_blocking(self.handle, on)
+        if error:
+            return c.net_raise(error)
+        self.blocks = on
+        return 0
+
+    cdef int wait(self, short events, double deadline, bint wakeable) except -1:
+        """Returns when the handle is ready. Raises TimeoutError, EBADF when closed, and what a signal handler raises."""
+        cdef int error, milliseconds, outcome = c.NET_TIMED_OUT
+        cdef double left
+        cdef net_socket_t handle
+        while True:
+            milliseconds = c.NET_WAIT_SLICE
+            if deadline >= 0:
+                left = ceil((deadline - c.net_monotonic()) * 1000)
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                if milliseconds < 0 or left < milliseconds:
+                    milliseconds = <int>min(left, 1 << 30)
+            self.enter(not wakeable)
+            handle = self.handle
+            with nogil:
+                error = c.net_wait(handle, events, &self.waker if wakeable else NULL, milliseconds, &outcome)
+            self.leave(not wakeable)
+            if self.handle == c.NET_INVALID:
+                return self.closed()
+            if error and error != c.NET_EINTR:
+                return c.net_raise(error)
+            if outcome == c.NET_READY:
+                return 0
+            c.PyErr_CheckSignals()
+
+    cdef int wait_for_connection(self, double deadline) except -1:
+        cdef int error
+        if not self.has_waker:
+            error = c.net_waker_open(&self.waker)
+            if error:
+                return c.net_raise(error)
+            self.has_waker = True
+        return self.wait(c.POLLIN, deadline, True)
+
+    # ------------------------------------------------------------------ bind, listen, accept
+
+    def bind(self, address):
+        """bind(2): to an entry of `getaddrinfo`, or to an address as the standard library writes it.
+
+        Raises OSError: EADDRINUSE, EADDRNOTAVAIL, PermissionError for a port that needs a privilege, EINVAL when bound
+        already.
+        """
+        cdef net_address_t to
+        cdef net_length_t length = 0
+        cdef int error
+        self.must_be_open()
+        locate(address, self.family, &to, &length, "bind()")
+        error = self.bind_to(&to.any, length)
+        if error:
+            c.net_raise(error)
+
+    def listen(self, backlog=None):
+        """listen(2): from now on the system accepts connections, ``backlog`` of which may wait to be taken.
+
+        None asks for the most that the system grants: on Linux net.core.somaxconn, on Windows SOMAXCONN. On Windows a
+        number above 200 is passed as SOMAXCONN_HINT, which the standard library cannot do. Raises ValueError for a
+        negative number.
+        """
+        cdef int error, wished = backlog_of(backlog)
+        self.must_be_open()
+        error = self.listen_for(wished)
+        if error:
+            c.net_raise(error)
+
+    def accept(self):
+        """accept(2): waits for a connection and returns ``(Socket, address)``. The socket blocks, like the standard
+        library's; on Linux, FreeBSD and others it is made by accept4(SOCK_CLOEXEC).
+
+        Connections that died in the queue are passed over. Raises TimeoutError, BlockingIOError when non-blocking and
+        nothing waits, EBADF when the socket is closed meanwhile, EMFILE when descriptors have run out.
+        """
+        cdef net_socket_t handle, taken = c.NET_INVALID
+        cdef net_address_t peer
+        cdef net_length_t length
+        cdef int error
+        cdef Socket connection
+        cdef double deadline = self.deadline()
+        self.must_be_open()
+        self.set_blocks(False)
+        while True:
+            length = sizeof(peer)
+            self.enter(False)
+            handle = self.handle
+            with nogil:
+                error = c.net_accept(handle, False, &peer.any, &length, &taken)
+            self.leave(False)
+            if error == 0:
+                connection = self.take(taken, not c.NET_WAITS_BY_POLL)
+                return connection, decode(&peer.any, length)
+            if self.handle == c.NET_INVALID:
+                self.closed()
+            if error == c.NET_EINTR:
+                c.PyErr_CheckSignals()
+            elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
+                self.wait_for_connection(deadline)
+            elif not c.net_died_waiting(error):
+                c.net_raise(error)
+
+    def accept_many(self, int limit=BATCH):
+        """All connections that wait, up to ``limit``, as a list of non-blocking sockets. One trip into C takes up to 64
+        of them with the GIL released; nobody's address is asked for, `getpeername()` tells it when it matters.
+
+        A blocking socket waits for the first (with a timeout: no longer, then TimeoutError); a non-blocking one with
+        nothing queued returns an empty list. An error after the first connection is kept for the next call.
+        """
+        cdef net_socket_t handle
+        cdef net_socket_t taken[BATCH]
+        cdef int error, wished, count = 0
+        cdef list found = []
+        cdef double deadline = self.deadline()
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1: {limit}")
+        self.must_be_open()
+        self.set_blocks(False)
+        while True:
+            wished = min(limit - <int>len(found), BATCH)
+            self.enter(False)
+            handle = self.handle
+            with nogil:
+                error = c.net_accept_many(handle, wished, taken, &count)
+            self.leave(False)
+            if count:
+                self.take_all(taken, count, found)
+                if count == wished and len(found) < limit and self.handle != c.NET_INVALID:
+                    continue
+            if found:
+                return found
+            if self.handle == c.NET_INVALID:
+                self.closed()
+            if error == c.NET_EINTR:
+                c.PyErr_CheckSignals()
+            elif error == c.NET_EWOULDBLOCK:
+                if self.seconds == 0:
+                    return found
+                self.wait_for_connection(deadline)
+            else:
+                c.net_raise(error)
+
+    cdef Socket take(self, net_socket_t handle, bint blocks):
+        """A connection becomes an object; if there is no memory for one, it is closed."""
+        cdef Socket connection
+        try:
+            connection = Socket.__new__(Socket)
+        except BaseException:
+            c.net_close(handle)
+            raise
+        connection.handle = handle
+        connection.family, connection.type, connection.proto = self.family, self.type, self.proto
+        connection.blocks = blocks
+        return connection
+
+    cdef int take_all(self, net_socket_t *taken, int count, list found) except -1:
+        cdef int n = 0
+        cdef Socket connection
+        try:
+            while n < count:
+                n += 1
+                connection = self.take(taken[n - 1], False)
+                connection.seconds = 0
+                found.append(connection)
+        except BaseException:
+            while n < count:
+                c.net_close(taken[n])
+                n += 1
+            raise
+        return 0
+
+    # ------------------------------------------------------------------ connect, send, receive
+
+    def connect(self, address):
+        """connect(2): to an entry of `getaddrinfo`, or to an address; a host name is resolved to its first address."""
+        cdef int error = self.connect_to(address)
+        if error:
+            c.net_raise(error)
+
+    def connect_ex(self, address):
+        """Like connect(), but returns the error number, 0 for none."""
+        return self.connect_to(address)
+
+    cdef int connect_to(self, object address) except -1:
+        cdef net_address_t to
+        cdef net_length_t length = 0, size = sizeof(int)
+        cdef int error
+        cdef net_socket_t handle
+        cdef double deadline = self.deadline()
+        self.must_be_open()
+        locate(address, self.family, &to, &length, "connect()")
+        self.enter(True)
+        handle = self.handle
+        with nogil:
+            error = c.net_connect(handle, &to.any, length)
+        self.leave(True)
+        if self.handle == c.NET_INVALID:
+            return self.closed()
+        if error == 0 or (error != c.NET_EINPROGRESS and error != c.NET_EINTR):
+            return error
+        if self.seconds == 0:
+            return error
+        # It goes on by itself, also after a signal; a second connect() would only say EALREADY.
+        if error == c.NET_EINTR:
+            c.PyErr_CheckSignals()
+        self.wait(c.POLLOUT, deadline, False)
+        error = 0
+        if c.getsockopt(self.handle, c.SOL_SOCKET, c.SO_ERROR, <char *>&error, &size) != 0:
+            error = c.net_last_error()
+        return 0 if error == c.NET_EISCONN else error
+
+    cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1:
+        """One recv() or send() that succeeds, however often it is interrupted or must wait before."""
+        cdef size_t done = 0
+        cdef int error
+        cdef net_socket_t handle
+        while True:
+            self.enter(True)
+            handle = self.handle
+            with nogil:
+                if receive:
+                    error = c.net_recv(handle, data, size, flags, &done)
+                else:
+                    error = c.net_send(handle, data, size, flags, &done)
+            self.leave(True)
+            if self.handle == c.NET_INVALID:
+                return self.closed()
+            if error == 0:
+                return <Py_ssize_t>done
+            if error == c.NET_EINTR:
+                c.PyErr_CheckSignals()
+            elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
+                self.wait(c.POLLIN if receive else c.POLLOUT, deadline, False)
+            else:
+                return c.net_raise(error)
+
+    def recv(self, Py_ssize_t bufsize, int flags=0):
+        """recv(2): up to ``bufsize`` bytes; an empty result means that the peer has shut its side down."""
+        cdef Py_ssize_t done
+        cdef bytes data
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        data = PyBytes_FromStringAndSize(NULL, bufsize)
+        done = self.transfer(True, PyBytes_AS_STRING(data), bufsize, flags, self.deadline())
+        return data if done == bufsize else data[:done]
+
+    def recv_into(self, buffer, Py_ssize_t nbytes=0, int flags=0):
+        """recv(2) into ``buffer``, at most ``nbytes``, or as much as there is room; returns how many came."""
+        cdef Py_buffer view
+        if nbytes < 0:
+            raise ValueError("negative buffersize in recv_into")
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            if nbytes > view.len:
+                raise ValueError("buffer too small for requested bytes")
+            return self.transfer(True, <char *>view.buf, nbytes or view.len, flags, self.deadline())
+        finally:
+            PyBuffer_Release(&view)
+
+    def send(self, data, int flags=0):
+        """send(2): as much of ``data`` as the system takes; returns how much that was. SIGPIPE is not raised."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self.transfer(False, <char *>view.buf, view.len, flags, self.deadline())
+        finally:
+            PyBuffer_Release(&view)
+
+    def sendall(self, data, int flags=0):
+        """send(2) until all of ``data`` is sent. The timeout holds for the whole."""
+        cdef Py_buffer view
+        cdef Py_ssize_t done = 0
+        cdef double deadline = self.deadline()
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            while True:
+                done += self.transfer(False, <char *>view.buf + done, view.len - done, flags, deadline)
+                if done >= view.len:
+                    return
+                c.PyErr_CheckSignals()
+        finally:
+            PyBuffer_Release(&view)
+
+    def sendmsg(self, buffers, ancdata=(), int flags=0):
+        """sendmsg(2), on Windows WSASend(): the buffers one after the other, as much as the system takes.
+
+        ``ancdata`` is a sequence of ``(level, type, data)``, for descriptors over unix sockets; Windows has no such
+        thing and refuses it with EOPNOTSUPP.
+        """
+        cdef list parts = list(buffers)
+        cdef size_t count = len(parts), n, held = 0, done = 0
+        cdef Py_buffer *views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
+        cdef net_buffer_t *vector = <net_buffer_t *>PyMem_Calloc(count + 1, sizeof(net_buffer_t))
+        cdef bytearray control
+        cdef char *control_at = NULL
+        cdef size_t control_size
+        cdef int error
+        cdef net_socket_t handle
+        cdef double deadline = self.deadline()
+        try:
+            if views == NULL or vector == NULL:
+                raise MemoryError
+            control = control_of(ancdata)
+            control_size = len(control)
+            if control_size:
+                control_at = control
+            for n in range(count):
+                PyObject_GetBuffer(parts[n], &views[n], PyBUF_SIMPLE)
+                held += 1
+                c.net_buffer(&vector[n], views[n].buf, views[n].len)
+            while True:
+                self.enter(True)
+                handle = self.handle
+                with nogil:
+                    error = c.net_sendmsg(handle, vector, count, control_at, control_size, flags, &done)
+                self.leave(True)
+                if self.handle == c.NET_INVALID:
+                    self.closed()
+                if error == 0:
+                    return done
+                if error == c.NET_EINTR:
+                    c.PyErr_CheckSignals()
+                elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
+                    self.wait(c.POLLOUT, deadline, False)
+                else:
+                    c.net_raise(error)
+        finally:
+            for n in range(held):
+                PyBuffer_Release(&views[n])
+            PyMem_Free(views)
+            PyMem_Free(vector)
+
+    def sendfile(self, file, offset=0, count=None):
+        """Sends what ``file`` holds from ``offset`` on, or ``count`` bytes of it; returns how many were sent."""
+        total = 0
+        if offset:
+            file.seek(offset)
+        while count is None or total < count:
+            data = file.read(65536 if count is None else min(65536, count - total))
+            if not data:
+                break
+            self.sendall(data)
+            total += len(data)
+        return total
+
+    # ------------------------------------------------------------------ names, options, modes
+
+    def shutdown(self, int how):
+        """shutdown(2): SHUT_RD, SHUT_WR or SHUT_RDWR."""
+        self.must_be_open()
+        if c.shutdown(self.handle, how) != 0:
+            c.net_raise(c.net_last_error())
+
+    def getsockname(self):
+        """Our own address: getsockname(2)."""
+        return self.name(False)
+
+    def getpeername(self):
+        """The address at the other end: getpeername(2)."""
+        return self.name(True)
+
+    cdef object name(self, bint of_peer):
+        cdef net_address_t address
+        cdef net_length_t length = sizeof(address)
+        cdef int failed
+        self.must_be_open()
+        memset(&address, 0, sizeof(address))
+        if of_peer:
+            failed = c.getpeername(self.handle, &address.any, &length)
+        else:
+            failed = c.getsockname(self.handle, &address.any, &length)
+        if failed:
+            c.net_raise(c.net_last_error())
+        return decode(&address.any, min(length, sizeof(address)))
+
+    def getsockopt(self, int level, int optname, int buflen=0):
+        """An option as a number, or as ``buflen`` bytes: getsockopt(2)."""
+        cdef int value = 0  # Winsock writes a single byte for some booleans
+        cdef net_length_t size = sizeof(value)
+        cdef bytearray data
+        self.must_be_open()
+        if buflen == 0:
+            if c.getsockopt(self.handle, level, optname, <char *>&value, &size) != 0:
+                c.net_raise(c.net_last_error())
+            return value
+        if not 0 < buflen <= 1024:
+            raise OSError("getsockopt buflen out of range")
+        data = bytearray(buflen)
+        size = buflen
+        if c.getsockopt(self.handle, level, optname, <char *>data, &size) != 0:
+            c.net_raise(c.net_last_error())
+        return bytes(data[:size])
+
+    def setsockopt(self, int level, int optname, value, optlen=None):
+        """Sets an option to a number, to bytes, or to None with a length: setsockopt(2)."""
+        cdef int number, failed
+        cdef Py_buffer view
+        self.must_be_open()
+        if value is None:
+            if optlen is None:
+                raise TypeError("setsockopt(): a value of None needs optlen")
+            failed = c.setsockopt(self.handle, level, optname, NULL, optlen)
+        elif optlen is not None:
+            raise TypeError("setsockopt(): optlen goes with a value of None only")
+        elif isinstance(value, int):
+            number = value
+            failed = c.setsockopt(self.handle, level, optname, <const char *>&number, sizeof(number))
+        else:
+            PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+            failed = c.setsockopt(self.handle, level, optname, <const char *>view.buf, <net_length_t>view.len)
+            if failed:
+                failed = c.net_last_error()
+            PyBuffer_Release(&view)
+            if failed:
+                c.net_raise(failed)
+            return
+        if failed:
+            c.net_raise(c.net_last_error())
+
+    def setblocking(self, bint flag):
+        """``settimeout(None)`` for a true flag, ``settimeout(0)`` for a false one."""
+        self.settimeout(None if flag else 0)
+
+    def settimeout(self, value):
+        """How long a call may wait, in seconds; None for ever, 0 not at all."""
+        cdef double seconds = -1
+        if value is not None:
+            seconds = value
+            if not isfinite(seconds):
+                raise ValueError(f"timeout must be a finite number of seconds: {value}")
+            if seconds < 0:
+                raise ValueError("Timeout value out of range")
+        self.must_be_open()
+        self.set_blocks(seconds < 0)
+        self.seconds = seconds
+
+    def gettimeout(self):
+        """The timeout in seconds, or None."""
+        return None if self.seconds < 0 else self.seconds
+
+    @property
+    def timeout(self):
+        """The timeout in seconds, or None."""
+        return self.gettimeout()
+
+    def getblocking(self):
+        """False when the timeout is 0."""
+        return self.seconds != 0
+
+    def get_inheritable(self):
+        """Would a child process have this socket too?"""
+        cdef int on = 0, error
+        self.must_be_open()
+        error = c.net_is_inheritable(self.handle, &on)
+        if error:
+            c.net_raise(error)
+        return bool(on)
+
+    def set_inheritable(self, bint inheritable):
+        """Whether child processes have this socket too."""
+        cdef int error
+        self.must_be_open()
+        error = c.net_inheritable(self.handle, inheritable)
+        if error:
+            c.net_raise(error)
+
+    # ------------------------------------------------------------------ ownership
+
+    def fileno(self):
+        """The handle: a file descriptor, on Windows a SOCKET; -1 when closed."""
+        return -1 if self.handle == c.NET_INVALID else self.handle
+
+    cdef int must_be_open(self) except -1:
+        return self.closed() if self.handle == c.NET_INVALID else 0
+
+    cdef int adopt(self, object fileno, int family, int type, int proto) except -1:
+        cdef int actual_family, actual_type, actual_proto, error
+        cdef net_socket_t handle
+        if not isinstance(fileno, int):
+            raise TypeError(f"fileno must be an int, not {fileno.__class__.__name__}")
+        if fileno < 0:
+            raise ValueError("negative file descriptor")
+        handle = fileno
+        error = c.net_describe(handle, &actual_family, &actual_type, &actual_proto)
+        if error:
+            try:
+                c.net_raise(error)
+            except OSError as failure:
+                failure.add_note(f"fileno: {fileno} is no socket that this process can use")
+                raise
+        self.family = actual_family if family == -1 else family
+        self.type = actual_type if type == -1 else type
+        self.proto = actual_proto if proto == -1 else proto
+        # Whatever mode it came in, it blocks now, as the standard library's does.
+        error = c.net_blocking(handle, self.blocks)
+        if error:
+            return c.net_raise(error)
+        self.handle = handle
+        return 0
+
+    def dup(self):
+        """A second socket on the same connection: dup(2), on Windows WSADuplicateSocketW(). Not inheritable."""
+        cdef net_socket_t copy = c.NET_INVALID
+        cdef int error
+        cdef Socket twin
+        self.must_be_open()
+        error = c.net_duplicate(self.handle, &copy)
+        if error:
+            c.net_raise(error)
+        twin = self.take(copy, self.blocks)
+        twin.seconds = self.seconds
+        return twin
+
+    def close(self):
+        """Closes the handle: close(2), on Windows closesocket(). A second time does nothing.
+
+        Calls that other threads have in flight end first: a wait in accept() through its waker, a blocking send() or
+        recv() through shutdown(2) of the connection. They raise EBADF there.
+        """
+        cdef c.PyThread_type_lock idle
+        cdef int error
+        cdef net_socket_t handle = self.let_go(True)
+        if handle == c.NET_INVALID:
+            return
+        idle = self.idle
+        if idle != NULL:
+            with nogil:
+                c.PyThread_acquire_lock(idle, 1)
+            self.idle = NULL
+            c.PyThread_free_lock(idle)
+        error = c.net_close(handle)
+        # A peer that reset the connection is no failure of ours to close it.
+        if error and error != c.NET_ECONNRESET:
+            c.net_raise(error)
+
+    def detach(self):
+        """Gives the handle away, open, in the mode that the timeout says; this object is closed."""
+        cdef net_socket_t handle
+        self.must_be_open()
+        if c.NET_WAITS_BY_POLL and self.seconds < 0:
+            c.net_blocking(self.handle, True)
+        else:
+            self.set_blocks(self.seconds < 0)
+        handle = self.let_go(False)
+        return handle
+
+    def to_socket(self):
+        """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed."""
+        from socket import socket
+        cdef double seconds = self.seconds
+        cdef net_socket_t handle
+        self.must_be_open()
+        handle = self.let_go(False)
+        try:
+            # The protocol is told, not asked for: asyncio reads it to decide about TCP_NODELAY.
+            made = socket(self.family, self.type, self.proto, fileno=handle)
+        except BaseException:
+            c.net_close(handle)
+            raise
+        made.settimeout(None if seconds < 0 else seconds)
+        return made
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        if self.handle == c.NET_INVALID:
+            return "<harken.Socket, closed>"
+        text = f"<harken.Socket fd={self.handle}, family={self.family}, type={self.type}, proto={self.proto}"
+        for label, of_peer in (("laddr", False), ("raddr", True)):
+            try:
+                text += f", {label}={self.name(of_peer)}"
+            except OSError:
+                pass  # not connected, or gone
+        return text + ">"
+
+
+cdef int backlog_of(object backlog) except -2:
+    """The argument of listen(2); -1 for "the most"."""
+    if backlog is None:
+        return -1
+    if not isinstance(backlog, int):
+        raise TypeError(f"backlog must be an int or None, not {type(backlog).__name__}")
+    if backlog < 0:
+        raise ValueError(f"backlog must not be negative: {backlog}")
+    return min(backlog, 0x7FFFFFFF)
+
+
+cdef bytearray control_of(object ancdata):
+    """Ancillary data as sendmsg() reads it."""
+    cdef bytearray control = bytearray()
+    cdef size_t at
+    for level, kind, data in ancdata:
+        data = bytes(data)
+        at = len(control)
+        control.extend(bytes(c.net_control_space(len(data))))
+        c.net_control_put(<char *>control + at, level, kind, <const char *>data, len(data))
+    return control
+
+
+def queue_of(Socket listener not None):
+    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not tell."""
+    cdef long queued = -1, limit = -1
+    listener.must_be_open()
+    c.net_queue(listener.handle, &queued, &limit)
+    return (None if queued < 0 else queued), (None if limit < 0 else limit)

@@ -1,0 +1,77 @@
+/* The one room where platforms differ.
+ *
+ * Everything outside this folder calls the functions below and never asks where it runs. getaddrinfo, freeaddrinfo,
+ * bind, listen, getsockname and their like mean the same in BSD sockets and in Winsock and are called by name; what
+ * stands here is what differs.
+ *
+ * The contract:
+ *   - A function that can fail returns 0 or the platform's own error number (errno, WSAGetLastError), taken on the line
+ *     that failed. Nobody outside reads errno.
+ *   - Results leave through the last arguments. After a failure they hold NET_INVALID, 0 or NULL, never a stale value;
+ *     whatever was half made has been closed.
+ *   - NET_EINTR is returned, not retried: only the caller can run Python's signal handlers before it goes on.
+ *   - Nothing here touches Python, so nothing here needs the GIL.
+ *
+ *   net_startup, net_cleanup    Winsock's lifecycle, once a process; on POSIX they watch for forks, and do nothing
+ *   net_forks                   how often this process has been forked since it loaded the library
+ *   net_last_error              the number of the call that failed on the line above
+ *   net_socket                  socket(), not inheritable from birth
+ *   net_accept, net_accept_many accept(), not inheritable from birth, with the blocking mode that is asked for
+ *   net_close                   the end of a handle
+ *   net_nudge                   make a transfer that another thread waits in return, before the handle is closed
+ *   net_blocking, net_inheritable  change or read one flag of a handle
+ *   net_connect, net_recv, net_send, net_sendmsg   one attempt each; a wait is the caller's business
+ *   net_wait, net_waker_*       wait for a handle and for a waker that another thread can pull
+ *   net_duplicate               a second handle of the same socket
+ *   net_describe                family, type and protocol of a handle that came from elsewhere
+ *   net_listener_defaults       what every listening TCP socket wants before bind()
+ *   net_backlog                 what to hand to listen() for a wished queue length
+ *   net_queue                   how many connections wait, and how many may
+ *   net_died_waiting            does this error of accept() concern one connection only?
+ *   net_scope_name              the interface behind a scope id
+ *   net_monotonic               seconds on a clock that never jumps
+ */
+#ifndef HARKEN_NET_H
+#define HARKEN_NET_H
+
+/* Values of net_wait. */
+enum { NET_TIMED_OUT = 0, NET_READY = 1, NET_WOKEN = 2 };
+
+#include <stddef.h>
+
+#ifdef _WIN32
+#include "platform/on_windows.h"
+#else
+#include "platform/on_posix.h"
+#endif
+
+/* Any address that this package can name: large enough for each family, and no larger than it must be. */
+typedef union {
+    struct sockaddr any;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+    struct sockaddr_un un;
+} net_address_t;
+
+/* Where the path stands in a sockaddr_un, and how many bytes it may have. */
+#define NET_PATH_AT offsetof(struct sockaddr_un, sun_path)
+#define NET_PATH_ROOM (sizeof(struct sockaddr_un) - NET_PATH_AT)
+
+/* Up to `limit` waiting connections into `taken`, all non-blocking; `*count` says how many. Stops at the first error:
+ * what was taken stands, and the error is returned only when nothing was. Connections that died in the queue are
+ * passed over. No peer address is asked for: it can be had later, from the few that need it. */
+static inline int net_accept_many(net_socket_t listener, int limit, net_socket_t *taken, int *count)
+{
+    int error = 0;
+    *count = 0;
+    while (*count < limit) {
+        error = net_accept(listener, 1, NULL, NULL, &taken[*count]);
+        if (error == 0)
+            ++*count;
+        else if (!net_died_waiting(error))
+            break;
+    }
+    return *count ? 0 : error;
+}
+
+#endif

@@ -1,0 +1,386 @@
+/* BSD sockets: Linux, macOS, the BSDs. The contract is in net.h. */
+#ifndef HARKEN_ON_POSIX_H
+#define HARKEN_ON_POSIX_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <arpa/inet.h>
+#include <poll.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+
+typedef int net_socket_t;
+typedef socklen_t net_length_t;
+typedef struct iovec net_buffer_t;
+
+#define NET_INVALID (-1)
+#define NET_WAITS_BY_POLL 0 /* a blocking socket blocks in the call itself */
+#define NET_WAIT_SLICE (-1) /* milliseconds; a signal ends poll(), so one wait may last for ever */
+
+#define NET_EAFNOSUPPORT EAFNOSUPPORT
+#define NET_EADDRINUSE EADDRINUSE
+#define NET_EADDRNOTAVAIL EADDRNOTAVAIL
+#define NET_EBADF EBADF
+#define NET_ECONNRESET ECONNRESET
+#define NET_EINPROGRESS EINPROGRESS
+#define NET_EINTR EINTR
+#define NET_EISCONN EISCONN
+#define NET_ENOTSUP EOPNOTSUPP
+#define NET_EWOULDBLOCK EAGAIN
+#define NET_ERROR_TEXT(number) gai_strerror(number)
+#ifdef EAI_SYSTEM
+#define NET_EAI_SYSTEM EAI_SYSTEM
+#else
+#define NET_EAI_SYSTEM INT_MIN
+#endif
+
+#define NET_AI_NUMERICSERV AI_NUMERICSERV
+
+#ifdef SOCK_CLOEXEC
+#define NET_SOCK_CLOEXEC SOCK_CLOEXEC
+#else
+#define NET_SOCK_CLOEXEC 0
+#endif
+#ifdef SOCK_NONBLOCK
+#define NET_SOCK_NONBLOCK SOCK_NONBLOCK
+#else
+#define NET_SOCK_NONBLOCK 0
+#endif
+#ifdef MSG_NOSIGNAL
+#define NET_MSG_NOSIGNAL MSG_NOSIGNAL
+#else
+#define NET_MSG_NOSIGNAL 0
+#endif
+
+static inline int net_last_error(void) { return errno; }
+
+/* A fork copies the count of calls in flight, but not the threads that were in them. */
+static volatile unsigned net_fork_count;
+static void net_count_fork(void) { ++net_fork_count; }
+static void net_watch_forks(void) { pthread_atfork(NULL, NULL, net_count_fork); }
+static inline unsigned net_forks(void) { return net_fork_count; }
+
+/* `first`: is there a cleanup to arrange? Never here. */
+static inline int net_startup(int *first)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    *first = 0;
+    return pthread_once(&once, net_watch_forks);
+}
+
+/* BSD sockets need no undoing: the kernel closes what a process leaves open. */
+static inline void net_cleanup(void) {}
+
+static inline int net_close(net_socket_t s)
+{
+    /* Linux and the BSDs give the number back even when they say EINTR: a second close could hit a stranger. */
+    return close(s) == 0 || errno == EINTR ? 0 : errno;
+}
+
+/* shutdown() ends a send, recv or connect in another thread, which close() alone would leave waiting. */
+static inline void net_nudge(net_socket_t s) { (void)shutdown(s, SHUT_RDWR); }
+
+static inline int net_inheritable(net_socket_t s, int on)
+{
+    int flags = fcntl(s, F_GETFD);
+    if (flags < 0)
+        return errno;
+    int wanted = on ? flags & ~FD_CLOEXEC : flags | FD_CLOEXEC;
+    return wanted == flags || fcntl(s, F_SETFD, wanted) == 0 ? 0 : errno;
+}
+
+static inline int net_is_inheritable(net_socket_t s, int *on)
+{
+    int flags = fcntl(s, F_GETFD);
+    *on = flags >= 0 && !(flags & FD_CLOEXEC);
+    return flags < 0 ? errno : 0;
+}
+
+static inline int net_blocking(net_socket_t s, int on)
+{
+    int nonblocking = !on;
+    return ioctl(s, FIONBIO, &nonblocking) == 0 ? 0 : errno;
+}
+
+static inline int net_duplicate(net_socket_t s, net_socket_t *copy)
+{
+    *copy = fcntl(s, F_DUPFD_CLOEXEC, 0);
+    return *copy < 0 ? errno : 0;
+}
+
+/* For systems that cannot make a socket close-on-exec (and non-blocking) in one call, and for SIGPIPE on macOS. */
+static inline int net_finish_socket(int nonblocking, net_socket_t *s)
+{
+    int error = 0;
+    if (NET_SOCK_CLOEXEC == 0)
+        error = net_inheritable(*s, 0);
+    if (error == 0 && NET_SOCK_NONBLOCK == 0)
+        error = net_blocking(*s, !nonblocking);
+#ifdef SO_NOSIGPIPE
+    int one = 1;
+    /* Accepted sockets have it from their listener, and a connection that died already may refuse it. */
+    (void)setsockopt(*s, SOL_SOCKET, SO_NOSIGPIPE, &one, sizeof one);
+#endif
+    if (error) {
+        net_close(*s);
+        *s = NET_INVALID;
+    }
+    return error;
+}
+
+static inline int net_socket(int family, int type, int proto, net_socket_t *s)
+{
+    *s = socket(family, type | NET_SOCK_CLOEXEC, proto);
+    if (*s < 0)
+        return errno;
+    return NET_SOCK_CLOEXEC ? 0 : net_finish_socket(0, s);
+}
+
+static inline int net_accept(net_socket_t listener, int nonblocking, struct sockaddr *peer, net_length_t *length,
+                             net_socket_t *s)
+{
+#ifdef SOCK_NONBLOCK
+    *s = accept4(listener, peer, length, SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0));
+    return *s < 0 ? errno : 0;
+#else
+    *s = accept(listener, peer, length);
+    if (*s < 0)
+        return errno;
+    /* macOS hands out connections that were reset in the queue, with an empty address. */
+    if (length && *length == 0) {
+        net_close(*s);
+        *s = NET_INVALID;
+        return ECONNABORTED;
+    }
+    return net_finish_socket(nonblocking, s);
+#endif
+}
+
+/* The connection ended, or the network had an error waiting for it, before accept() could hand it out: accept(2) of
+ * Linux passes such errors on and asks to treat them like EAGAIN. The listener is well, and the next may be too. */
+static inline int net_died_waiting(int error)
+{
+    switch (error) {
+    case ECONNABORTED:
+    case EPROTO:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+#ifdef ENONET
+    case ENONET:
+#endif
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static inline int net_connect(net_socket_t s, const struct sockaddr *address, net_length_t length)
+{
+    return connect(s, address, length) == 0 ? 0 : errno;
+}
+
+static inline int net_recv(net_socket_t s, void *data, size_t size, int flags, size_t *done)
+{
+    ssize_t n = recv(s, data, size, flags);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? errno : 0;
+}
+
+static inline int net_send(net_socket_t s, const void *data, size_t size, int flags, size_t *done)
+{
+    ssize_t n = send(s, data, size, flags | NET_MSG_NOSIGNAL);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? errno : 0;
+}
+
+static inline void net_buffer(net_buffer_t *buffer, void *data, size_t size)
+{
+    buffer->iov_base = data;
+    buffer->iov_len = size;
+}
+
+static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
+                              int flags, size_t *done)
+{
+    struct msghdr message;
+    memset(&message, 0, sizeof message);
+    message.msg_iov = buffers;
+    message.msg_iovlen = count;
+    message.msg_control = control;
+    message.msg_controllen = control_size;
+    ssize_t n = sendmsg(s, &message, flags | NET_MSG_NOSIGNAL);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? errno : 0;
+}
+
+/* Room for one item of ancillary data, and the item itself, written at `at`. */
+static inline size_t net_control_space(size_t size) { return CMSG_SPACE(size); }
+static inline void net_control_put(void *at, int level, int type, const void *data, size_t size)
+{
+    struct cmsghdr *item = (struct cmsghdr *)at;
+    item->cmsg_level = level;
+    item->cmsg_type = type;
+    item->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(item), data, size);
+}
+
+/* A waker is one eventfd on Linux, a pipe elsewhere. It is pulled once and never reset: whoever waits, leaves. */
+typedef struct {
+    int read;
+    int write;
+} net_waker_t;
+
+static inline int net_waker_open(net_waker_t *waker)
+{
+#ifdef __linux__
+    waker->read = waker->write = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return waker->read < 0 ? errno : 0;
+#else
+    int ends[2], error;
+    waker->read = waker->write = -1;
+    if (pipe(ends) != 0)
+        return errno;
+    if ((error = net_inheritable(ends[0], 0)) != 0 || (error = net_inheritable(ends[1], 0)) != 0) {
+        close(ends[0]);
+        close(ends[1]);
+        return error;
+    }
+    waker->read = ends[0];
+    waker->write = ends[1];
+    return 0;
+#endif
+}
+
+static inline void net_waker_pull(net_waker_t *waker)
+{
+    static const char eight[8] = {1, 1, 1, 1, 1, 1, 1, 1}; /* the size that an eventfd takes */
+    ssize_t written = write(waker->write, eight, sizeof eight);
+    (void)written;
+}
+
+static inline void net_waker_close(net_waker_t *waker)
+{
+    if (waker->write != waker->read)
+        close(waker->write);
+    close(waker->read);
+    waker->read = waker->write = -1;
+}
+
+static inline int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
+{
+    struct pollfd on[2] = {{s, events, 0}, {waker ? waker->read : -1, POLLIN, 0}};
+    int n = poll(on, waker ? 2 : 1, milliseconds);
+    *outcome = n <= 0 ? NET_TIMED_OUT : on[1].revents ? NET_WOKEN : NET_READY;
+    return n < 0 ? errno : 0;
+}
+
+static inline int net_describe(net_socket_t s, int *family, int *type, int *proto)
+{
+    struct sockaddr_storage name;
+    socklen_t size = sizeof *type;
+    *family = *proto = 0;
+    *type = 0;
+    if (getsockopt(s, SOL_SOCKET, SO_TYPE, type, &size) != 0)
+        return errno;
+    memset(&name, 0, sizeof name);
+    size = sizeof name;
+    if (getsockname(s, (struct sockaddr *)&name, &size) != 0)
+        return errno;
+    *family = name.ss_family;
+#ifdef SO_PROTOCOL
+    size = sizeof *proto;
+    if (getsockopt(s, SOL_SOCKET, SO_PROTOCOL, proto, &size) != 0)
+        return errno;
+#else
+    /* macOS cannot be asked; a stream socket of the internet families is TCP there. */
+    if (*type == SOCK_STREAM && (*family == AF_INET || *family == AF_INET6))
+        *proto = IPPROTO_TCP;
+#endif
+    return 0;
+}
+
+/* SO_REUSEADDR lets a restarted server have its port back while old connections are in TIME_WAIT. On POSIX it does not
+ * let a second server listen beside a live one. TCP_NODELAY is inherited by accepted connections: set here, it costs
+ * one call a listener instead of one a connection. */
+static inline int net_listener_defaults(net_socket_t s, int family)
+{
+    int one = 1;
+    if (family != AF_INET && family != AF_INET6)
+        return 0; /* a unix path has no TIME_WAIT and no Nagle */
+    if (setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) != 0)
+        return errno;
+    if (setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0)
+        return errno;
+    return 0;
+}
+
+/* Linux takes the smaller of the wish and net.core.somaxconn, whatever the wish; macOS and the BSDs read a negative
+ * number as "the most", where a large one was once truncated to 16 bits. */
+static inline int net_backlog(int wished)
+{
+#ifdef __linux__
+    return wished < 0 ? INT_MAX : wished;
+#else
+    return wished;
+#endif
+}
+
+/* Linux keeps a TCP listener's queue in two fields of TCP_INFO that mean something else for connections. */
+static inline int net_queue(net_socket_t s, long *queued, long *limit)
+{
+    *queued = *limit = -1;
+#ifdef __linux__
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    memset(&info, 0, sizeof info);
+    if (getsockopt(s, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+        return errno;
+    *queued = (long)info.tcpi_unacked;
+    *limit = (long)info.tcpi_sacked;
+    return 0;
+#elif defined(SO_LISTENQLEN) && defined(SO_LISTENQLIMIT)
+    int value = 0;
+    socklen_t size = sizeof value;
+    if (getsockopt(s, SOL_SOCKET, SO_LISTENQLEN, &value, &size) != 0)
+        return errno;
+    *queued = value;
+    size = sizeof value;
+    if (getsockopt(s, SOL_SOCKET, SO_LISTENQLIMIT, &value, &size) != 0)
+        return errno;
+    *limit = value;
+    return 0;
+#else
+    (void)s;
+    return NET_ENOTSUP;
+#endif
+}
+
+/* The name of an interface; `name` has room for IF_NAMESIZE bytes. */
+static inline int net_scope_name(unsigned index, char *name) { return if_indextoname(index, name) ? 0 : errno; }
+
+static inline double net_monotonic(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+#endif

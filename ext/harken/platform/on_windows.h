@@ -1,0 +1,339 @@
+/* Winsock2. The contract is in net.h. */
+#ifndef HARKEN_ON_WINDOWS_H
+#define HARKEN_ON_WINDOWS_H
+
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#include <winsock2.h>
+#include <ws2tcpip.h>
+#include <mstcpip.h>
+#include <windows.h>
+#include <afunix.h>
+#include <limits.h>
+#include <string.h>
+
+typedef SOCKET net_socket_t;
+typedef int net_length_t;
+typedef WSABUF net_buffer_t;
+
+#define NET_INVALID INVALID_SOCKET
+#define NET_WAITS_BY_POLL 1 /* every handle is non-blocking: a call that blocks could be neither woken nor interrupted */
+#define NET_WAIT_SLICE 50   /* milliseconds; Ctrl-C does not end WSAPoll(), so it is looked for this often */
+
+#define NET_EAFNOSUPPORT WSAEAFNOSUPPORT
+#define NET_EADDRINUSE WSAEADDRINUSE
+#define NET_EADDRNOTAVAIL WSAEADDRNOTAVAIL
+#define NET_EBADF WSAENOTSOCK
+#define NET_ECONNRESET WSAECONNRESET
+#define NET_EINPROGRESS WSAEWOULDBLOCK /* what a non-blocking connect() says here */
+#define NET_EINTR WSAEINTR
+#define NET_EISCONN WSAEISCONN
+#define NET_ENOTSUP WSAEOPNOTSUPP
+#define NET_EWOULDBLOCK WSAEWOULDBLOCK
+#define NET_EAI_SYSTEM INT_MIN /* Winsock has no such code: every EAI_* is a Winsock error number */
+
+#ifndef IF_NAMESIZE
+#define IF_NAMESIZE 256
+#endif
+#define NET_SOCK_NONBLOCK 0
+#define NET_SOCK_CLOEXEC 0
+#define NET_AI_NUMERICSERV 0 /* Microsoft's providers do not know it */
+
+#ifndef WSA_FLAG_NO_HANDLE_INHERIT
+#define WSA_FLAG_NO_HANDLE_INHERIT 0x80
+#endif
+#ifndef SOMAXCONN_HINT
+#define SOMAXCONN_HINT(n) (-(n))
+#endif
+
+/* The POSIX names of what Winsock calls otherwise. */
+#define SHUT_RD SD_RECEIVE
+#define SHUT_WR SD_SEND
+#define SHUT_RDWR SD_BOTH
+
+/* gai_strerror() of Winsock fills one static buffer for all threads, and may leave the last text in it. */
+static inline const char *NET_ERROR_TEXT(int number)
+{
+    switch (number) {
+    case EAI_AGAIN: return "temporary failure in name resolution";
+    case EAI_BADFLAGS: return "bad value for flags";
+    case EAI_FAIL: return "non-recoverable failure in name resolution";
+    case EAI_FAMILY: return "address family not supported";
+    case EAI_MEMORY: return "out of memory";
+    case EAI_NONAME: return "name or service not known";
+    case EAI_SERVICE: return "service not supported for this socket type";
+    case EAI_SOCKTYPE: return "socket type not supported";
+    case WSANO_DATA: return "the name exists but has no address of this kind";
+    default: return "getaddrinfo failed";
+    }
+}
+
+static inline int net_last_error(void) { return WSAGetLastError(); }
+
+/* There is no fork() here. */
+static inline unsigned net_forks(void) { return 0; }
+
+/* WSAStartup answers with the error itself. 2.2 is the newest version there is; a library that offers less is refused,
+ * and its start undone. `first` is true for the one call that started it, which has the cleanup to arrange. */
+typedef struct {
+    int error;
+    int first;
+} net_start_t;
+
+static BOOL CALLBACK net_start_once(PINIT_ONCE once, PVOID parameter, PVOID *context)
+{
+    WSADATA data;
+    net_start_t *start = (net_start_t *)parameter;
+    (void)once;
+    (void)context;
+    start->error = WSAStartup(MAKEWORD(2, 2), &data);
+    if (start->error == 0 && data.wVersion != MAKEWORD(2, 2)) {
+        WSACleanup();
+        start->error = WSAVERNOTSUPPORTED;
+    }
+    start->first = start->error == 0;
+    return start->first;
+}
+
+static inline int net_startup(int *first)
+{
+    static INIT_ONCE once = INIT_ONCE_STATIC_INIT;
+    net_start_t start = {0, 0};
+    InitOnceExecuteOnce(&once, net_start_once, &start, NULL);
+    *first = start.first;
+    return start.error;
+}
+
+/* Pairs the one WSAStartup. If it is the last of the process, Winsock closes every socket that is still open. */
+static inline void net_cleanup(void) { (void)WSACleanup(); }
+
+static inline int net_close(net_socket_t s) { return closesocket(s) == 0 ? 0 : WSAGetLastError(); }
+
+/* Nothing to do: whoever waits here looks up every NET_WAIT_SLICE, and shutdown() is not promised to end a wait. */
+static inline void net_nudge(net_socket_t s) { (void)s; }
+
+static inline int net_inheritable(net_socket_t s, int on)
+{
+    return SetHandleInformation((HANDLE)s, HANDLE_FLAG_INHERIT, on ? HANDLE_FLAG_INHERIT : 0) ? 0
+                                                                                              : (int)GetLastError();
+}
+
+static inline int net_is_inheritable(net_socket_t s, int *on)
+{
+    DWORD flags = 0;
+    BOOL ok = GetHandleInformation((HANDLE)s, &flags);
+    *on = ok && (flags & HANDLE_FLAG_INHERIT) != 0;
+    return ok ? 0 : (int)GetLastError();
+}
+
+static inline int net_blocking(net_socket_t s, int on)
+{
+    u_long nonblocking = !on;
+    return ioctlsocket(s, (long)FIONBIO, &nonblocking) == 0 ? 0 : WSAGetLastError();
+}
+
+static inline int net_duplicate(net_socket_t s, net_socket_t *copy)
+{
+    WSAPROTOCOL_INFOW info;
+    *copy = INVALID_SOCKET;
+    if (WSADuplicateSocketW(s, GetCurrentProcessId(), &info) != 0)
+        return WSAGetLastError();
+    *copy = WSASocketW(FROM_PROTOCOL_INFO, FROM_PROTOCOL_INFO, FROM_PROTOCOL_INFO, &info, 0,
+                       WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT);
+    return *copy == INVALID_SOCKET ? WSAGetLastError() : 0;
+}
+
+/* Overlapped is what socket() makes and what asyncio's proactor needs; WSASocketW leaves it out unless asked. */
+static inline int net_socket(int family, int type, int proto, net_socket_t *s)
+{
+    int error;
+    *s = WSASocketW(family, type, proto, NULL, 0, WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT);
+    if (*s == INVALID_SOCKET)
+        return WSAGetLastError();
+    if ((error = net_blocking(*s, 0)) != 0) {
+        closesocket(*s);
+        *s = INVALID_SOCKET;
+    }
+    return error;
+}
+
+/* accept() inherits the listener's non-blocking mode, which every handle here has; but it makes an inheritable handle,
+ * and a child that is started before the next line has a copy. Only AcceptEx can do without that gap. */
+static inline int net_accept(net_socket_t listener, int nonblocking, struct sockaddr *peer, net_length_t *length,
+                             net_socket_t *s)
+{
+    int error;
+    (void)nonblocking;
+    *s = accept(listener, peer, length);
+    if (*s == INVALID_SOCKET)
+        return WSAGetLastError();
+    if ((error = net_inheritable(*s, 0)) != 0 || (error = net_blocking(*s, 0)) != 0) {
+        closesocket(*s);
+        *s = INVALID_SOCKET;
+    }
+    return error;
+}
+
+/* The connection was reset before accept() could hand it out; Wine says WSAENOTCONN for it. */
+static inline int net_died_waiting(int error)
+{
+    return error == WSAECONNRESET || error == WSAECONNABORTED || error == WSAENOTCONN || error == ERROR_NETNAME_DELETED;
+}
+
+static inline int net_connect(net_socket_t s, const struct sockaddr *address, net_length_t length)
+{
+    return connect(s, address, length) == 0 ? 0 : WSAGetLastError();
+}
+
+/* Winsock counts in int. */
+static inline int net_clamp(size_t size) { return size > INT_MAX ? INT_MAX : (int)size; }
+
+static inline int net_recv(net_socket_t s, void *data, size_t size, int flags, size_t *done)
+{
+    int n = recv(s, (char *)data, net_clamp(size), flags);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? WSAGetLastError() : 0;
+}
+
+static inline int net_send(net_socket_t s, const void *data, size_t size, int flags, size_t *done)
+{
+    int n = send(s, (const char *)data, net_clamp(size), flags);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? WSAGetLastError() : 0;
+}
+
+static inline void net_buffer(net_buffer_t *buffer, void *data, size_t size)
+{
+    buffer->buf = (char *)data;
+    buffer->len = (ULONG)net_clamp(size);
+}
+
+static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
+                              int flags, size_t *done)
+{
+    DWORD sent = 0;
+    (void)control;
+    *done = 0;
+    if (control_size)
+        return WSAEOPNOTSUPP; /* stream sockets carry no ancillary data here */
+    if (WSASend(s, buffers, (DWORD)count, &sent, (DWORD)flags, NULL, NULL) != 0)
+        return WSAGetLastError();
+    *done = sent;
+    return 0;
+}
+
+static inline size_t net_control_space(size_t size) { return size; }
+static inline void net_control_put(void *at, int level, int type, const void *data, size_t size)
+{
+    (void)level;
+    (void)type;
+    memcpy(at, data, size);
+}
+
+/* A waker is a UDP socket on the loopback that is connected to itself: one handle, and no stranger can reach it. */
+typedef struct {
+    SOCKET self;
+} net_waker_t;
+
+static inline int net_waker_open(net_waker_t *waker)
+{
+    struct sockaddr_in name;
+    int length = sizeof name, error;
+    error = net_socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP, &waker->self);
+    if (error)
+        return error;
+    memset(&name, 0, sizeof name);
+    name.sin_family = AF_INET;
+    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (bind(waker->self, (struct sockaddr *)&name, length) != 0 ||
+        getsockname(waker->self, (struct sockaddr *)&name, &length) != 0 ||
+        connect(waker->self, (struct sockaddr *)&name, length) != 0) {
+        error = WSAGetLastError();
+        closesocket(waker->self);
+        waker->self = INVALID_SOCKET;
+    }
+    return error;
+}
+
+static inline void net_waker_pull(net_waker_t *waker) { (void)send(waker->self, "", 1, 0); }
+
+static inline void net_waker_close(net_waker_t *waker)
+{
+    closesocket(waker->self);
+    waker->self = INVALID_SOCKET;
+}
+
+static inline int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
+{
+    WSAPOLLFD on[2] = {{s, events, 0}, {waker ? waker->self : INVALID_SOCKET, POLLIN, 0}};
+    int n = WSAPoll(on, waker ? 2 : 1, milliseconds);
+    *outcome = n <= 0 ? NET_TIMED_OUT : on[1].revents ? NET_WOKEN : NET_READY;
+    return n < 0 ? WSAGetLastError() : 0;
+}
+
+static inline int net_describe(net_socket_t s, int *family, int *type, int *proto)
+{
+    WSAPROTOCOL_INFOW info;
+    int size = sizeof info;
+    *family = *type = *proto = 0;
+    memset(&info, 0, sizeof info);
+    if (getsockopt(s, SOL_SOCKET, SO_PROTOCOL_INFOW, (char *)&info, &size) != 0)
+        return WSAGetLastError();
+    *family = info.iAddressFamily;
+    *type = info.iSocketType;
+    *proto = info.iProtocol;
+    return 0;
+}
+
+/* SO_REUSEADDR is left off: on Windows it lets any process take the port of a live server. SO_EXCLUSIVEADDRUSE is
+ * Microsoft's advice to every server: without it another process may bind a more specific address over ours.
+ * TCP_NODELAY is inherited by accepted connections here too. */
+static inline int net_listener_defaults(net_socket_t s, int family)
+{
+    int one = 1;
+    if (family != AF_INET && family != AF_INET6)
+        return 0;
+    if (setsockopt(s, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, (const char *)&one, sizeof one) != 0)
+        return WSAGetLastError();
+    if (setsockopt(s, IPPROTO_TCP, TCP_NODELAY, (const char *)&one, sizeof one) != 0)
+        return WSAGetLastError();
+    return 0;
+}
+
+/* SOMAXCONN means "what Microsoft finds reasonable", several hundred; a larger wish must be passed as a hint, which is
+ * honoured from 200 to 65535. */
+static inline int net_backlog(int wished)
+{
+    if (wished < 0)
+        return SOMAXCONN;
+    if (wished > 65535)
+        wished = 65535;
+    return wished > 200 ? SOMAXCONN_HINT(wished) : wished;
+}
+
+/* Winsock tells neither. */
+static inline int net_queue(net_socket_t s, long *queued, long *limit)
+{
+    (void)s;
+    *queued = *limit = -1;
+    return WSAEOPNOTSUPP;
+}
+
+/* Windows reads and writes scopes as numbers. */
+static inline int net_scope_name(unsigned index, char *name)
+{
+    (void)index;
+    *name = 0;
+    return WSAEOPNOTSUPP;
+}
+
+static inline double net_monotonic(void)
+{
+    LARGE_INTEGER ticks, per_second;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&per_second);
+    return (double)ticks.QuadPart / (double)per_second.QuadPart;
+}
+
+#endif

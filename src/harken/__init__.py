@@ -1,0 +1,118 @@
+"""harken: from a name to accepted connections.
+
+The map of the house, in the order of the flow:
+
+    _bind        what people write: ":8080", "[::1]:8080"
+    _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
+    _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
+    _listen      the story, name → addresses → socket → bind → listen: `listen`   (compiled)
+    _listener    what a server holds: `Listeners`, `Listener`
+    _errors      what went wrong, in which step, on which address: `ListenError`
+    __main__     the command line
+
+and underneath `_lifecycle` (WSAStartup and WSACleanup), `_address` (tuples and sockaddr), `_constants`.
+"""
+
+from ._bind import Bind
+from ._constants import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AF_UNSPEC,
+    AI_ADDRCONFIG,
+    AI_ALL,
+    AI_CANONNAME,
+    AI_NUMERICHOST,
+    AI_NUMERICSERV,
+    AI_PASSIVE,
+    AI_V4MAPPED,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    IPV6_V6ONLY,
+    MSG_PEEK,
+    MSG_WAITALL,
+    SHUT_RD,
+    SHUT_RDWR,
+    SHUT_WR,
+    SO_ACCEPTCONN,
+    SO_ERROR,
+    SO_KEEPALIVE,
+    SO_LINGER,
+    SO_RCVBUF,
+    SO_REUSEADDR,
+    SO_SNDBUF,
+    SO_TYPE,
+    SOCK_DGRAM,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    SOMAXCONN,
+    TCP_NODELAY,
+)
+from ._listen import listen
+from ._listener import Listener, Listeners, ListenerStats
+from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
+from ._socket import Socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._errors import ListenError
+
+__all__ = [
+    "AF_INET",
+    "AF_INET6",
+    "AF_UNIX",
+    "AF_UNSPEC",
+    "AI_ADDRCONFIG",
+    "AI_ALL",
+    "AI_CANONNAME",
+    "AI_NUMERICHOST",
+    "AI_NUMERICSERV",
+    "AI_PASSIVE",
+    "AI_V4MAPPED",
+    "AddrInfo",
+    "AddrInfoEntry",
+    "Bind",
+    "IPPROTO_IP",
+    "IPPROTO_IPV6",
+    "IPPROTO_TCP",
+    "IPPROTO_UDP",
+    "IPV6_V6ONLY",
+    "ListenError",
+    "Listener",
+    "ListenerStats",
+    "Listeners",
+    "MSG_PEEK",
+    "MSG_WAITALL",
+    "SHUT_RD",
+    "SHUT_RDWR",
+    "SHUT_WR",
+    "SOCK_DGRAM",
+    "SOCK_STREAM",
+    "SOL_SOCKET",
+    "SOMAXCONN",
+    "SO_ACCEPTCONN",
+    "SO_ERROR",
+    "SO_KEEPALIVE",
+    "SO_LINGER",
+    "SO_RCVBUF",
+    "SO_REUSEADDR",
+    "SO_SNDBUF",
+    "SO_TYPE",
+    "Socket",
+    "TCP_NODELAY",
+    "getaddrinfo",
+    "listen",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Needed when something fails, or when a program names it; an import that succeeds should not pay for it.
+    if name == "ListenError":
+        from ._errors import ListenError
+
+        return ListenError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,3 @@
+from ._listener import Listeners
+
+def listen(*binds: str | int, backlog: int | None = None) -> Listeners: ...

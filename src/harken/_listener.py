@@ -1,0 +1,136 @@
+"""Listening sockets, as a server holds them: one `Listener` an address, and `Listeners` for all of one call."""
+
+from __future__ import annotations
+
+from ._address import scope_name
+from ._socket import Socket, queue_of
+
+TYPE_CHECKING = False  # typing takes longer to import than this package
+if TYPE_CHECKING:
+    import socket as stdlib
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from ._types import Address
+
+
+class ListenerStats:
+    """The accept queue of one listener, as the system tells it; None for what it does not tell."""
+
+    __slots__ = ("backlog", "queued")
+
+    queued: int | None
+    """Connections that are established and wait for accept()."""
+    backlog: int | None
+    """How many may wait. When it is full, Linux leaves clients to try again, Windows refuses them."""
+
+    def __init__(self, queued: int | None, backlog: int | None) -> None:
+        self.queued = queued
+        self.backlog = backlog
+
+    def __repr__(self) -> str:
+        return f"ListenerStats(queued={self.queued}, backlog={self.backlog})"
+
+
+class Listener(Socket):
+    """One listening socket: a `Socket` that knows what it is. It blocks at first, as the standard library's do."""
+
+    __slots__ = ()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6."""
+        return self.getsockname()
+
+    @property
+    def port(self) -> int:
+        """The port, also when the system chose it."""
+        return self.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        """The address as a bind that `harken.listen` reads: ``tcp://[::1]:8080``."""
+        return url_of(self.address)
+
+    @property
+    def backlog(self) -> int | None:
+        """How many connections may wait, as the system granted it; None where it does not tell (macOS, Windows)."""
+        return queue_of(self)[1]
+
+    @property
+    def state(self) -> str:
+        """``listening`` or ``closed``."""
+        return "closed" if self.fileno() < 0 else "listening"
+
+    def stats(self) -> ListenerStats:
+        """How many connections wait now, and how many may."""
+        return ListenerStats(*queue_of(self))
+
+    def __str__(self) -> str:
+        return self.url if self.fileno() >= 0 else "closed"
+
+    def __repr__(self) -> str:
+        return f"<harken.Listener {self}>"
+
+
+class Listeners(tuple[Listener, ...]):
+    """The listeners of one `harken.listen`, in the order of its binds: a sequence, and a context that closes them."""
+
+    __slots__ = ()
+
+    @property
+    def left_out(self) -> Sequence[tuple[Address, OSError]]:
+        """Addresses that a name or a wildcard stands for, but whose family this machine has not, with the error."""
+        return ()
+
+    @property
+    def port(self) -> int:
+        """The one port that all share. Raises ValueError when there are several."""
+        ports = {listener.port for listener in self}
+        if len(ports) != 1:
+            raise ValueError(f"these listeners have {len(ports)} ports: {', '.join(map(str, self))}")
+        return ports.pop()
+
+    def sockets(self) -> list[stdlib.socket]:
+        """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves."""
+        return [listener.to_socket() for listener in self]
+
+    def close(self) -> None:
+        """Closes them all."""
+        for listener in self:
+            listener.close()
+
+    def __enter__(self) -> Listeners:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for listener in self:
+            listener.close()
+
+    def __repr__(self) -> str:
+        return f"<harken.Listeners {', '.join(map(str, self))}>"
+
+
+class IncompleteListeners(Listeners):
+    """Listeners beside which something was left out. They have a dictionary, which the others do without."""
+
+    def __new__(cls, listeners: list[Listener], left_out: list[tuple[Address, OSError]]) -> IncompleteListeners:
+        self = super().__new__(cls, listeners)
+        self._left_out = left_out
+        return self
+
+    _left_out: list[tuple[Address, OSError]]
+
+    @property
+    def left_out(self) -> Sequence[tuple[Address, OSError]]:
+        return self._left_out
+
+
+def url_of(address: Address) -> str:
+    """An address as a bind."""
+    host, port = str(address[0]), address[1]
+    if ":" not in host:
+        return f"tcp://{host}:{port}"
+    if len(address) > 3 and address[3]:
+        host += f"%{scope_name(int(address[3]))}"
+    return f"tcp://[{host}]:{port}"
