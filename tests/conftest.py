@@ -11,7 +11,7 @@ from machine import WINE, open_sockets
 
 
 @pytest.fixture(autouse=True)
-def leaves_no_socket_open(request: pytest.FixtureRequest) -> Iterator[None]:
+def leaves_no_socket_open() -> Iterator[None]:
     before = open_sockets()
     yield
     if open_sockets() - before:

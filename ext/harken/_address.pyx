@@ -14,7 +14,7 @@ from libc.string cimport memchr, memcpy, memset
 from os import fsdecode, fsencode, fspath
 
 cimport harken._platform as c
-from harken._platform cimport net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_un
+from harken._platform cimport net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
 
 
 cdef int port_of(object port, str call) except -1:
@@ -56,12 +56,12 @@ cdef bytes text_of(object host, str what):
     if len(text) > 63:
         for label in text.split(b"."):
             if len(label) > 63:
-                raise UnicodeError(f"{what}: a label of {len(label)} characters in {host!r}, where DNS has room for 63")
+                raise UnicodeError(f"{what}: a label of {len(label)} characters in {host!r}, DNS has room for 63")
     return text
 
 
 cdef bint encode(object address, int family, net_address_t *to, net_length_t *length, str call) except -1:
-    """Fills in ``to`` and ``length``. Answers 0 when the host is a name that must be resolved: all else is filled in."""
+    """Fills in ``to`` and ``length``. Answers 0 when the host is a name, still to be resolved; the rest is filled in."""
     cdef const char *text = NULL
     cdef Py_ssize_t size = 0
     cdef bytes host

@@ -140,7 +140,9 @@ cdef bint stands_before(AddrInfo addresses, const addrinfo *address, int index) 
     cdef int n
     for n in range(index):
         earlier = addresses.at(n)
-        if earlier.ai_addrlen == address.ai_addrlen and memcmp(earlier.ai_addr, address.ai_addr, address.ai_addrlen) == 0:
+        if earlier.ai_addrlen != address.ai_addrlen:
+            continue
+        if memcmp(earlier.ai_addr, address.ai_addr, address.ai_addrlen) == 0:
             return True
     return False
 

@@ -10,7 +10,7 @@ cimport harken._platform as c
 from harken._address cimport decode, encode, port_of, text_of
 from harken._platform cimport addrinfo, net_address_t, net_length_t
 
-import harken._lifecycle  # noqa: F401  Winsock is started by this import, before any call below
+import harken._lifecycle  # no-cython-lint: starts Winsock, before any call below
 
 
 @cython.final
@@ -64,9 +64,6 @@ cdef class AddrInfo:
     """
 
     # No __cinit__: an object is born with NULL lists and size 0, which is what a closed one has.
-
-    def __init__(self):
-        raise TypeError("an AddrInfo is made by getaddrinfo()")
 
     def __dealloc__(self):
         self.free()
@@ -310,7 +307,10 @@ cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t g
 
 
 cdef c.PyMethodDef METHOD = c.PyMethodDef(
-    "getaddrinfo", <void *>vectorcall, c.METH_FASTCALL | c.METH_KEYWORDS, b"""getaddrinfo(host, port, family=0, type=0, proto=0, flags=0)
+    "getaddrinfo",
+    <void *>vectorcall,
+    c.METH_FASTCALL | c.METH_KEYWORDS,
+    b"""getaddrinfo(host, port, family=0, type=0, proto=0, flags=0)
 --
 
 The addresses of ``host`` and ``port``: one call of getaddrinfo(), on every platform.
@@ -324,7 +324,8 @@ A host in digits is answered at once, without the resolver; for a name the GIL i
 
 Raises socket.gaierror when there is no such name or service, OverflowError for a port out of range, ValueError (or
 UnicodeError, which is one) for text that can be no name.
-""")
+""",
+)
 getaddrinfo = c.PyCFunction_NewEx(&METHOD, AddrInfo, __name__)
 
 

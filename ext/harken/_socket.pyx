@@ -179,7 +179,7 @@ cdef class Socket:
         return 0
 
     cdef int wait(self, short events, double deadline, bint wakeable) except -1:
-        """Returns when the handle is ready. Raises TimeoutError, EBADF when closed, and what a signal handler raises."""
+        """Returns when the handle is ready. Raises TimeoutError, EBADF when closed, what a signal handler raises."""
         cdef int error, milliseconds, outcome = c.NET_TIMED_OUT
         cdef double left
         cdef net_socket_t handle

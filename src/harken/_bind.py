@@ -43,7 +43,7 @@ KNOWN: dict[str | int, Bind] = {}
 
 
 def parse(bind: str | int) -> Bind:
-    """Reads one bind. Raises ValueError that shows what could not be read, TypeError for anything but text or a port."""
+    """Reads one bind. Raises ValueError, which shows what could not be read, or TypeError for neither text nor port."""
     result = _parse(bind)
     if len(KNOWN) < 256:
         KNOWN[bind] = result

@@ -29,27 +29,26 @@ class ListenError(OSError):
         return _rebuild, (self.step, self.address, _plain(self))
 
 
+ListenError.__module__ = "harken"  # where programs import it from
+
+
 def failure(step: str, address: Address | str, reason: OSError) -> ListenError:
     """``reason`` as a ListenError that is an instance of its class too."""
     plain = type(reason)
     kind = _KINDS.get(plain)
     if kind is None:
-        name = "ListenError" if plain is OSError else f"Listen{plain.__name__[:1].upper()}{plain.__name__[1:]}"
-        bases = (ListenError,) if plain is OSError else (ListenError, plain)
-        kind = ListenError if plain is OSError else cast("type[ListenError]", type(name, bases, {"__module__": "harken"}))
+        name = f"Listen{plain.__name__[:1].upper()}{plain.__name__[1:]}"
+        kind = cast("type[ListenError]", type(name, (ListenError, plain), {"__module__": "harken"}))
         _KINDS[plain] = kind
     winerror = getattr(reason, "winerror", None)
-    if winerror is None:
-        error = kind(*reason.args)
-    else:
-        # On Windows OSError finds errno from its fourth argument.
-        error = kind(reason.errno, reason.strerror, None, winerror)
+    # On Windows OSError finds errno from its fourth argument.
+    error = kind(*reason.args) if winerror is None else kind(reason.errno, reason.strerror, None, winerror)
     error.step = step
     error.address = address
     return error
 
 
-_KINDS: dict[type[OSError], type[ListenError]] = {}
+_KINDS: dict[type[OSError], type[ListenError]] = {OSError: ListenError}
 
 
 def _plain(error: ListenError) -> OSError:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import socket as stdlib
     from collections.abc import Sequence
     from types import TracebackType
+    from typing import Self
 
     from ._types import Address
 
@@ -40,12 +41,13 @@ class Listener(Socket):
     @property
     def address(self) -> Address:
         """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6."""
-        return self.getsockname()
+        address: Address = self.getsockname()
+        return address
 
     @property
     def port(self) -> int:
         """The port, also when the system chose it."""
-        return self.getsockname()[1]
+        return self.address[1]
 
     @property
     def url(self) -> str:
@@ -100,7 +102,7 @@ class Listeners(tuple[Listener, ...]):
         for listener in self:
             listener.close()
 
-    def __enter__(self) -> Listeners:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -114,7 +116,7 @@ class Listeners(tuple[Listener, ...]):
 class IncompleteListeners(Listeners):
     """Listeners beside which something was left out. They have a dictionary, which the others do without."""
 
-    def __new__(cls, listeners: list[Listener], left_out: list[tuple[Address, OSError]]) -> IncompleteListeners:
+    def __new__(cls, listeners: list[Listener], left_out: list[tuple[Address, OSError]]) -> Self:
         self = super().__new__(cls, listeners)
         self._left_out = left_out
         return self

@@ -1,0 +1,73 @@
+"""The command line: ``python -m harken``, or just ``harken``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except KeyboardInterrupt:
+        return 130  # before there was anything to end cleanly
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="harken",
+        description="From a name to accepted connections.",
+        epilog="Exit codes: 0 done, 1 a listener could not be opened, 2 the command line could not be read.",
+    )
+    parser.add_argument("--version", action="version", version=f"harken {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve",
+        help="an echo server on the given binds",
+        description="Listens on every BIND and sends back whatever clients send, until Ctrl-C, SIGTERM or --for.",
+        epilog="A BIND is 8080, :8080, 127.0.0.1:8080, [::1]:8080, localhost:http; port 0 lets the system choose.",
+    )
+    serve.add_argument("binds", nargs="*", metavar="BIND", help="default: 127.0.0.1:27015 and [::1]:27015")
+    serve.add_argument("--for", dest="seconds", type=_seconds, metavar="SECONDS", help="stop after this time")
+    serve.add_argument("--backlog", type=int, metavar="N", help="connections that may wait (default: all allowed)")
+    serve.add_argument(
+        "--every", type=_seconds, default=5.0, metavar="SECONDS", help="between two lines of figures (default: 5)"
+    )
+    serve.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    serve.set_defaults(run=_serve)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from . import _serve
+
+    try:
+        listeners = _serve.open_listeners(options.binds, options.backlog)
+    except ValueError as error:
+        print(f"harken: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"harken: {error}", file=sys.stderr)
+        return 1
+    report = _serve.Report(sys.stdout, as_json=options.json, every=options.every)
+    with listeners:
+        _serve.run(listeners, report, options.seconds)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

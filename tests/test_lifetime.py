@@ -1,0 +1,205 @@
+"""The lifecycle, in child processes: Winsock is started once and ended once, whatever happened before, and a messy exit
+is silent. On POSIX the same programs run; there is nothing to start, and nothing may be printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from machine import posix_only, windows_only
+
+MESSES = {
+    "nothing": "",
+    "sockets left open": """
+        keep = harken.listen("127.0.0.1:0", "127.0.0.1:0")
+        results = harken.getaddrinfo("127.0.0.1", 1)
+    """,
+    "a reference cycle": """
+        class Holder: pass
+        holder = Holder()
+        holder.self, holder.listeners = holder, harken.listen("127.0.0.1:0")
+        del holder
+    """,
+    "an exception that nobody caught": """
+        import atexit
+        keep = harken.listen("127.0.0.1:0")
+        sys.excepthook = lambda *error: None
+        raise RuntimeError
+    """,
+    "held by a module that outlives its own globals": """
+        sys.modules["keeper"] = keeper = type(sys)("keeper")
+        keeper.listeners = harken.listen("127.0.0.1:0")
+        keeper.function = lambda: keeper.listeners
+    """,
+    "a socket used in atexit": """
+        import atexit
+        listeners = harken.listen("127.0.0.1:0")
+        atexit.register(lambda: harken.listen("127.0.0.1:0").close())
+        atexit.register(listeners.close)
+    """,
+    "a daemon thread in accept": """
+        import threading
+        listeners = harken.listen("127.0.0.1:0")
+        waiting = threading.Event()
+        def accept():
+            waiting.set()
+            listeners[0].accept()
+        threading.Thread(target=accept, daemon=True).start()
+        waiting.wait()
+    """,
+    "beside the standard library's own start": """
+        import socket
+        theirs = socket.create_server(("127.0.0.1", 0))
+        ours = harken.listen("127.0.0.1:0")
+        theirs.close()
+    """,
+    "an import that was undone": """
+        keep = harken.listen("127.0.0.1:0")
+        for name in [name for name in sys.modules if name.startswith("harken")]:
+            del sys.modules[name]
+        del harken
+    """,
+    "a subprocess that does the same": """
+        import subprocess
+        keep = harken.listen("127.0.0.1:0")
+        subprocess.run([sys.executable, "-c", "import harken; x = harken.listen('127.0.0.1:0')"], check=True)
+    """,
+    "leaving without goodbye": """
+        keep = harken.listen("127.0.0.1:0")
+        import os
+        os._exit(0)
+    """,
+}
+SUBINTERPRETERS = """
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    program = '''if True:
+        import harken, sys
+        with harken.listen("127.0.0.1:0") as listeners:
+            client = harken.Socket()
+            client.connect(listeners[0].address)
+            client.sendall(b"x")
+            assert listeners[0].accept()[0].recv(1) == b"x"
+            client.close()
+        left_open = harken.listen("127.0.0.1:0")
+    '''
+    for _ in range(3):
+        one = interpreters.create()
+        interpreters.run_string(one, program)
+        interpreters.destroy(one)
+    listeners = harken.listen("127.0.0.1:0")
+    client = harken.Socket()
+    client.connect(listeners[0].address)
+    client.sendall(b"y")
+    assert listeners[0].accept()[0].recv(1) == b"y"
+"""
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = "import harken, sys\n" + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mess", MESSES)
+def test_a_messy_exit_is_silent(mess: str) -> None:
+    ended = run(MESSES[mess])
+    assert (ended.stdout, ended.stderr) == ("", "")
+    assert ended.returncode == (1 if mess == "an exception that nobody caught" else 0)
+
+
+@posix_only
+def test_a_fork_child_ends_like_its_parent() -> None:
+    ended = run("""
+        import os
+        listeners = harken.listen("127.0.0.1:0")
+        child = os.fork()
+        if child:
+            _, status = os.waitpid(child, 0)
+            assert status == 0
+    """)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_subinterpreters_come_and_go() -> None:
+    ended = run(SUBINTERPRETERS)
+    if "No module named '_xxsubinterpreters'" in ended.stderr:
+        pytest.skip("this Python was built without its subinterpreter module")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_dropping_an_open_socket_warns_as_the_standard_library_does() -> None:
+    ended = run("harken.Socket()", PYTHONWARNINGS="always")
+    assert "ResourceWarning: unclosed harken.Socket" in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["socket", "typing", "asyncio", "threading", "enum", "collections"])
+def test_importing_harken_does_not_import(module: str) -> None:
+    program = f"import sys; sys.path[:] = {sys.path!r}; import harken; print({module!r} in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.strip() == "False"
+
+
+COUNT_STARTS = """
+    import ctypes
+    winsock = ctypes.WinDLL("ws2_32")
+    count = 0
+    while winsock.WSACleanup() == 0:
+        count += 1
+    print(count)
+    import os
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@windows_only
+@pytest.mark.parametrize("more", ["", SUBINTERPRETERS])
+def test_winsock_is_started_once_for_the_process(more: str) -> None:
+    ended = run(textwrap.dedent(more) + textwrap.dedent(COUNT_STARTS))
+    assert ended.stdout.strip() == "1"
+
+
+@windows_only
+@pytest.mark.parametrize("mess", [mess for mess in MESSES if mess != "leaving without goodbye"])
+def test_winsock_is_ended_once_after_everything_else(mess: str) -> None:
+    witness = os.environ.get("HARKEN_WITNESS")
+    if not witness:
+        pytest.skip("HARKEN_WITNESS does not name the DLL that is made from tests/witness.c")
+    program = f"""if True:
+        import ctypes, sys
+        data = ctypes.create_string_buffer(512)
+        assert ctypes.WinDLL("ws2_32").WSAStartup(0x0202, data) == 0
+        ctypes.pythonapi.Py_AtExit(ctypes.cast(ctypes.CDLL({witness!r}).report, ctypes.c_void_p))
+        import harken
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program) + textwrap.dedent(MESSES[mess])],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    theirs = 1 if "standard library" in mess else 0  # ended by _socket's own Py_AtExit, before or after the witness
+    assert ended.stdout.splitlines()[-1] in {f"starts left: {1 + n}" for n in range(theirs + 1)}
+
+
+@windows_only
+def test_a_stray_cleanup_elsewhere_does_not_end_our_sockets() -> None:
+    ended = run("""
+        import ctypes
+        winsock = ctypes.WinDLL("ws2_32")
+        winsock.WSAStartup(0x0202, ctypes.create_string_buffer(512))
+        listeners = harken.listen("127.0.0.1:0")
+        winsock.WSACleanup()
+        listeners[0].getsockname()
+    """)
+    assert (ended.returncode, ended.stderr) == (0, "")
