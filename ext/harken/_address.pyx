@@ -56,7 +56,7 @@ cdef bytes text_of(object host, str what):
     if len(text) > 63:
         for label in text.split(b"."):
             if len(label) > 63:
-                raise UnicodeError(f"{what}: a label of {len(label)} characters in {host!r}, DNS has room for 63")
+                raise UnicodeError(f"{what}: a label of {len(label)} characters in {host!r}, the limit is 63")
     return text
 
 

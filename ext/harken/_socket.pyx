@@ -204,13 +204,18 @@ cdef class Socket:
                 return 0
             c.PyErr_CheckSignals()
 
-    cdef int wait_for_connection(self, double deadline) except -1:
+    @cython.critical_section
+    cdef int ensure_waker(self) except -1:
         cdef int error
         if not self.has_waker:
             error = c.net_waker_open(&self.waker)
             if error:
                 return c.net_raise(error)
             self.has_waker = True
+        return 0
+
+    cdef int wait_for_connection(self, double deadline) except -1:
+        self.ensure_waker()
         return self.wait(c.POLLIN, deadline, True)
 
     # ------------------------------------------------------------------ bind, listen, accept
