@@ -4,13 +4,15 @@ What it makes lies in CACHE under a hash of what it was made from, is made once 
   python/    CPython for Windows: genuine DLLs, the host's standard library and headers
   packages/  the tests' dependencies for Windows
   module/    one compiled extension module
-  tree/      the virtual environment: the package as it would be installed, with a way to the dependencies
+  tree/      the virtual environment: the package as it would be installed, a way to the dependencies, and tests/*.c as
+             DLLs in its folder tests
 """
 
 import compileall
 import contextlib
 import functools
 import hashlib
+import importlib.resources
 import os
 import re
 import runpy
@@ -18,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import tomllib
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -51,7 +52,7 @@ def say(message):
 
 
 def run(*command, **options):
-    return subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL, **options)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, **options)
 
 
 def pip(*arguments):
@@ -66,16 +67,14 @@ def cached(kind, name, make, *made_from):
     """The folder that make(folder) has filled, now or earlier, from what made_from tells."""
     key = hashlib.sha256(repr((Path(__file__).read_bytes(), sys.version, made_from)).encode()).hexdigest()[:16]
     folder = CACHE / kind / f"{name}-{key}"
-    if folder.exists():
-        os.utime(folder)  # its use, for the deletion of what is unused
-        return folder
-    say(f"making {folder}")
-    folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
-        make(new)
-        new.rename(folder)
+    complete = folder / "complete"
+    if not complete.exists():
+        say(f"making {folder}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make(folder)
+        complete.touch()
+    os.utime(folder)  # its use, for the deletion of what is unused
     return folder
 
 
@@ -134,8 +133,8 @@ def make_module(folder, extension, directives, python):
     objects = []
     for c_file in c_files:
         objects.append(folder / (c_file.stem + ".o"))
-        compiled = subprocess.run([GCC, *CFLAGS, *macros, *includes, "-c", c_file, "-o", objects[-1]],
-                                  cwd=SOURCE, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        command = [GCC, *CFLAGS, *macros, *includes, "-c", c_file, "-o", objects[-1]]
+        compiled = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
         # Cython's code may cause warnings, ours may not.
         messages = re.split(r"\n(?=\S+:\d+:\d+: warning)", compiled.stderr)
         ours = [message for message in messages if message.startswith("ext/")]
@@ -156,7 +155,7 @@ def module(shared, directives, python, compiler, extension):
     )  # fmt: skip
 
 
-def make_tree(folder, package, files, modules, project, python, packages):
+def make_tree(folder, package, files, modules, helpers, project, python, packages):
     site = folder / "Lib" / "site-packages"
     for file, content in files:
         target = site / package / file
@@ -178,7 +177,17 @@ def make_tree(folder, package, files, modules, project, python, packages):
         shutil.copy(program, scripts)
     for dll in python.glob("*.dll"):
         (scripts / dll.name).symlink_to(dll)
+    for name, entry in project["scripts"].items():
+        module, function = entry.split(":")
+        shutil.copy(importlib.resources.files("setuptools") / "cli-64.exe", scripts / f"{name}.exe")
+        first_line = f"#!{windows_path(scripts / 'python.exe')}\n"
+        (scripts / f"{name}-script.py").write_text(f"{first_line}import sys, {module}\nsys.exit({module}.{function}())\n")
     (folder / "pyvenv.cfg").write_text(f"home = {windows_path(python)}\ninclude-system-site-packages = false\n")
+
+    for helper, _ in helpers:
+        dll = folder / "tests" / Path(helper).with_suffix(".dll")
+        dll.parent.mkdir(exist_ok=True)
+        run(GCC, *CFLAGS, "-Werror", "-shared", "-static-libgcc", Path("tests", helper), *LIBRARIES, "-o", dll)
 
 
 def contents(folder, *patterns):
@@ -207,12 +216,8 @@ def main():
         modules = list(pool.map(functools.partial(module, shared, directives, python, compiler), extensions))
 
     files = contents(package, "*.py", *project["tool"]["setuptools"]["package-data"][package.name])
-    tree = cached(
-        "tree", VERSION,
-        lambda new: make_tree(new, package.name, files, modules, project["project"], python, packages),
-        package.name, files, modules, project["project"], python, packages,
-    )  # fmt: skip
-    print(tree)
+    parts = package.name, files, modules, contents("tests", "*.c"), project["project"], python, packages
+    print(cached("tree", VERSION, lambda new: make_tree(new, *parts), *parts))
 
 
 if __name__ == "__main__":

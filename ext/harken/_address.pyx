@@ -61,7 +61,7 @@ cdef bytes text_of(object host, str what):
 
 
 cdef bint encode(object address, int family, net_address_t *to, net_length_t *length, str call) except -1:
-    """Fills in ``to`` and ``length``. Answers 0 when the host is a name, still to be resolved; the rest is filled in."""
+    """Fills in ``to`` and ``length``. Answers 0 when the host is a name, still to be resolved; the rest is there."""
     cdef const char *text = NULL
     cdef Py_ssize_t size = 0
     cdef bytes host
