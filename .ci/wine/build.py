@@ -180,8 +180,8 @@ def make_tree(folder, package, files, modules, helpers, project, python, package
     for name, entry in project["scripts"].items():
         module, function = entry.split(":")
         shutil.copy(importlib.resources.files("setuptools") / "cli-64.exe", scripts / f"{name}.exe")
-        first_line = f"#!{windows_path(scripts / 'python.exe')}\n"
-        (scripts / f"{name}-script.py").write_text(f"{first_line}import sys, {module}\nsys.exit({module}.{function}())\n")
+        script = f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+        (scripts / f"{name}-script.py").write_text(f"#!{windows_path(scripts / 'python.exe')}\n{script}")
     (folder / "pyvenv.cfg").write_text(f"home = {windows_path(python)}\ninclude-system-site-packages = false\n")
 
     for helper, _ in helpers:
