@@ -17,7 +17,7 @@ import pytest
 
 import harken
 from harken.__main__ import main
-from machine import WINDOWS, linux_only, needs_ipv6, posix_only, wine_lacks
+from machine import WINDOWS, linux_only, needs_ipv6, posix_only
 
 LISTENING = "listening on "
 
@@ -177,7 +177,6 @@ def test_usage_errors_and_help_have_their_exit_codes(capsys: pytest.CaptureFixtu
     assert harken.__version__ in capsys.readouterr().out
 
 
-@wine_lacks("a console for the program that setuptools' launcher starts: what it prints is lost")
 def test_the_console_script_is_the_same_program() -> None:
     scripts = Path(sys.executable).parent
     script = scripts / ("harken.exe" if WINDOWS else "harken")

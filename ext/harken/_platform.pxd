@@ -74,6 +74,7 @@ cdef extern from "platform/net.h" nogil:
     int net_close(net_socket_t s)
     void net_nudge(net_socket_t s)
     int net_blocking(net_socket_t s, bint on)
+    int net_mode(net_socket_t s, int *blocks)
     int net_inheritable(net_socket_t s, bint on)
     int net_is_inheritable(net_socket_t s, int *on)
     int net_duplicate(net_socket_t s, net_socket_t *copy)

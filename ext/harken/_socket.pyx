@@ -27,6 +27,7 @@ from harken._resolve cimport locate
 
 cdef enum:
     BATCH = 64  # how many connections one trip into C takes at the most
+    TIMED_OUT = -2  # no error number of any system
 
 
 cdef class Socket:
@@ -180,6 +181,12 @@ cdef class Socket:
 
     cdef int wait(self, short events, double deadline, bint wakeable) except -1:
         """Returns when the handle is ready. Raises TimeoutError, EBADF when closed, what a signal handler raises."""
+        if not self.ready(events, deadline, wakeable):
+            raise TimeoutError("timed out")
+        return 0
+
+    cdef bint ready(self, short events, double deadline, bint wakeable) except -1:
+        """Like wait(), but answers 0 when the time is over."""
         cdef int error, milliseconds, outcome = c.NET_TIMED_OUT
         cdef double left
         cdef net_socket_t handle
@@ -188,7 +195,7 @@ cdef class Socket:
             if deadline >= 0:
                 left = ceil((deadline - c.net_monotonic()) * 1000)
                 if left <= 0:
-                    raise TimeoutError("timed out")
+                    return 0
                 if milliseconds < 0 or left < milliseconds:
                     milliseconds = <int>min(left, 1 << 30)
             self.enter(not wakeable)
@@ -201,7 +208,7 @@ cdef class Socket:
             if error and error != c.NET_EINTR:
                 return c.net_raise(error)
             if outcome == c.NET_READY:
-                return 0
+                return 1
             c.PyErr_CheckSignals()
 
     @cython.critical_section
@@ -282,7 +289,7 @@ cdef class Socket:
             elif not c.net_died_waiting(error):
                 c.net_raise(error)
 
-    def accept_many(self, int limit=BATCH):
+    def accept_many(self, Py_ssize_t limit=BATCH):
         """All connections that wait, up to ``limit``, as a list of non-blocking sockets. One trip into C takes up to 64
         of them with the GIL released; nobody's address is asked for, `getpeername()` tells it when it matters.
 
@@ -299,7 +306,7 @@ cdef class Socket:
         self.must_be_open()
         self.set_blocks(False)
         while True:
-            wished = min(limit - <int>len(found), BATCH)
+            wished = <int>min(limit - len(found), BATCH)
             self.enter(False)
             handle = self.handle
             with nogil:
@@ -355,21 +362,30 @@ cdef class Socket:
 
     def connect(self, address):
         """connect(2): to an entry of `getaddrinfo`, or to an address; a host name is resolved to its first address."""
-        cdef int error = self.connect_to(address)
+        cdef int error
+        self.must_be_open()
+        error = self.connect_to(address)
+        if error == TIMED_OUT:
+            raise TimeoutError("timed out")
         if error:
             c.net_raise(error)
 
     def connect_ex(self, address):
-        """Like connect(), but returns the error number, 0 for none."""
-        return self.connect_to(address)
+        """Like connect(), but returns the error number, 0 for none; when the time is over EAGAIN, as for a socket that
+        does not wait. An address that cannot be used still raises."""
+        cdef int error
+        if self.handle == c.NET_INVALID:
+            return c.NET_EBADF
+        error = self.connect_to(address)
+        return c.NET_EWOULDBLOCK if error == TIMED_OUT else error
 
     cdef int connect_to(self, object address) except -1:
+        """The error number, 0 for none, TIMED_OUT when the time is over."""
         cdef net_address_t to
         cdef net_length_t length = 0, size = sizeof(int)
         cdef int error
         cdef net_socket_t handle
         cdef double deadline = self.deadline()
-        self.must_be_open()
         locate(address, self.family, &to, &length, "connect()")
         self.enter(True)
         handle = self.handle
@@ -385,7 +401,8 @@ cdef class Socket:
         # It goes on by itself, also after a signal; a second connect() would only say EALREADY.
         if error == c.NET_EINTR:
             c.PyErr_CheckSignals()
-        self.wait(c.POLLOUT, deadline, False)
+        if not self.ready(c.POLLOUT, deadline, False):
+            return TIMED_OUT
         error = 0
         if c.getsockopt(self.handle, c.SOL_SOCKET, c.SO_ERROR, <char *>&error, &size) != 0:
             error = c.net_last_error()
@@ -396,6 +413,8 @@ cdef class Socket:
         cdef size_t done = 0
         cdef int error
         cdef net_socket_t handle
+        if receive and size == 0:
+            return self.must_be_open()  # like the standard library: Linux would wait for data and then take none
         while True:
             self.enter(True)
             handle = self.handle
@@ -513,9 +532,17 @@ cdef class Socket:
             PyMem_Free(vector)
 
     def sendfile(self, file, offset=0, count=None):
-        """Sends what ``file`` holds from ``offset`` on, or ``count`` bytes of it; returns how many were sent."""
+        """Sends what ``file`` holds from ``offset`` on, or ``count`` bytes of it; returns how many were sent.
+
+        Raises ValueError when the socket does not wait, for nobody would know how much was sent.
+        """
         total = 0
-        if offset:
+        self.must_be_open()
+        if self.seconds == 0:
+            raise ValueError("sendfile(): non-blocking sockets are not supported")
+        if count is not None and count <= 0:
+            raise ValueError(f"sendfile(): count must be positive: {count}")
+        if offset or file.seekable():
             file.seek(offset)
         while count is None or total < count:
             data = file.read(65536 if count is None else min(65536, count - total))
@@ -656,7 +683,7 @@ cdef class Socket:
         return self.closed() if self.handle == c.NET_INVALID else 0
 
     cdef int adopt(self, object fileno, int family, int type, int proto) except -1:
-        cdef int actual_family, actual_type, actual_proto, error
+        cdef int actual_family, actual_type, actual_proto, blocks, error
         cdef net_socket_t handle
         if not isinstance(fileno, int):
             raise TypeError(f"fileno must be an int, not {fileno.__class__.__name__}")
@@ -673,10 +700,11 @@ cdef class Socket:
         self.family = actual_family if family == -1 else family
         self.type = actual_type if type == -1 else type
         self.proto = actual_proto if proto == -1 else proto
-        # Whatever mode it came in, it blocks now, as the standard library's does.
-        error = c.net_blocking(handle, self.blocks)
+        # It waits for ever now, as the standard library's does, but its mode stays: other processes may share it.
+        error = c.net_mode(handle, &blocks)
         if error:
             return c.net_raise(error)
+        self.blocks = blocks
         self.handle = handle
         return 0
 
@@ -776,7 +804,7 @@ cdef bytearray control_of(object ancdata):
     cdef bytearray control = bytearray()
     cdef size_t at
     for level, kind, data in ancdata:
-        data = bytes(data)
+        data = bytes(memoryview(data))  # bytes(7) would be seven zeros: descriptor 0, given away
         at = len(control)
         control.extend(bytes(c.net_control_space(len(data))))
         c.net_control_put(<char *>control + at, level, kind, <const char *>data, len(data))

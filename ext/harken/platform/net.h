@@ -20,6 +20,7 @@
  *   net_close                   the end of a handle
  *   net_nudge                   make a transfer that another thread waits in return, before the handle is closed
  *   net_blocking, net_inheritable  change or read one flag of a handle
+ *   net_mode                    does a handle from elsewhere block? On POSIX asked; on Windows it does not from now on
  *   net_connect, net_recv, net_send, net_sendmsg   one attempt each; a wait is the caller's business
  *   net_wait, net_waker_*       wait for a handle and for a waker that another thread can pull
  *   net_duplicate               a second handle of the same socket

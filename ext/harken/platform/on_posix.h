@@ -117,6 +117,15 @@ static inline int net_blocking(net_socket_t s, int on)
     return ioctl(s, FIONBIO, &nonblocking) == 0 ? 0 : errno;
 }
 
+/* Asked, not changed: O_NONBLOCK belongs to the socket and not to the handle. A process that shares it with our own may
+ * have it in an event loop, which would block. */
+static inline int net_mode(net_socket_t s, int *blocks)
+{
+    int flags = fcntl(s, F_GETFL);
+    *blocks = flags >= 0 && !(flags & O_NONBLOCK);
+    return flags < 0 ? errno : 0;
+}
+
 static inline int net_duplicate(net_socket_t s, net_socket_t *copy)
 {
     *copy = fcntl(s, F_DUPFD_CLOEXEC, 0);

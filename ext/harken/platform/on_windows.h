@@ -133,6 +133,13 @@ static inline int net_blocking(net_socket_t s, int on)
     return ioctlsocket(s, (long)FIONBIO, &nonblocking) == 0 ? 0 : WSAGetLastError();
 }
 
+/* Winsock does not tell. */
+static inline int net_mode(net_socket_t s, int *blocks)
+{
+    *blocks = 0;
+    return net_blocking(s, 0);
+}
+
 static inline int net_duplicate(net_socket_t s, net_socket_t *copy)
 {
     WSAPROTOCOL_INFOW info;
