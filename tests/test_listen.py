@@ -9,7 +9,6 @@ import contextlib
 import copy
 import errno
 import pickle
-import select
 import socket
 import sys
 import threading
@@ -23,14 +22,12 @@ import harken
 from harken import IPPROTO_IPV6, IPPROTO_TCP, IPV6_V6ONLY, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
 from harken._errors import ListenError, failure
 from machine import (
-    LINUX,
     LOOPBACKS,
     WINDOWS,
     bind_text,
     linux_only,
     needs_ipv6,
     posix_only,
-    wine_lacks,
     windows_only,
 )
 
@@ -97,7 +94,9 @@ def test_the_wildcard_is_two_sockets_with_one_port(bind: str | int) -> None:
 
 
 @needs_ipv6
-@pytest.mark.parametrize(("bind", "hosts"), [("tcp4://:0", ["0.0.0.0"]), ("tcp6://:0", ["::"]), ("tcp6://[::1]:0", ["::1"])])
+@pytest.mark.parametrize(
+    ("bind", "hosts"), [("tcp4://:0", ["0.0.0.0"]), ("tcp6://:0", ["::"]), ("tcp6://[::1]:0", ["::1"])]
+)
 def test_a_scheme_may_ask_for_one_family(bind: str, hosts: list[str]) -> None:
     with harken.listen(bind) as listeners:
         assert [listener.address[0] for listener in listeners] == hosts
@@ -139,7 +138,9 @@ def test_several_binds_come_up_in_their_order() -> None:
 def test_a_name_is_listened_on_at_every_address() -> None:
     expected = {entry[4][0] for entry in socket.getaddrinfo("localhost", 0, type=SOCK_STREAM)}
     with harken.listen("localhost:0") as listeners:
-        assert {listener.address[0] for listener in listeners} | {entry[0][0] for entry in listeners.left_out} == expected
+        assert {listener.address[0] for listener in listeners} | {
+            entry[0][0] for entry in listeners.left_out
+        } == expected
         assert len({listener.port for listener in listeners}) == 1
 
 
@@ -530,7 +531,9 @@ if sys.platform == "win32":
 
 @pytest.mark.parametrize("address", [("127.0.0.1", 80), ("::1", 80, 0, 0), "localhost:80"])
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: type(reason).__name__)
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)), lambda it: it])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)), lambda it: it]
+)
 def test_an_error_keeps_all_that_it_tells_when_it_is_copied(duplicate: Any, reason: OSError, address: Any) -> None:
     error = duplicate(failure("bind", address, reason))
     assert isinstance(error, ListenError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import copy
 import gc
 import pickle
@@ -14,7 +13,7 @@ import pytest
 
 import harken
 from harken import AI_CANONNAME, AI_NUMERICHOST, AI_PASSIVE, IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM
-from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6, posix_only
+from machine import HAS_IPV6, LINUX, linux_only, posix_only
 
 if TYPE_CHECKING:
     from poison import Poison
@@ -149,7 +148,14 @@ def test_the_result_is_a_sequence() -> None:
     assert size == len(found) >= 2
     assert [tuple(found[n]) for n in range(size)] == plain
     assert [tuple(found[n]) for n in range(-size, 0)] == plain
-    for where in (slice(None), slice(1, None), slice(None, None, -1), slice(-1, None), slice(5, 9), slice(None, None, 2)):
+    for where in (
+        slice(None),
+        slice(1, None),
+        slice(None, None, -1),
+        slice(-1, None),
+        slice(5, 9),
+        slice(None, None, 2),
+    ):
         assert found[where] == plain[where]
     assert list(reversed(found)) == plain[::-1]
     assert plain[1] in found
@@ -240,12 +246,9 @@ def test_nobody_derives_from_what_owns_c_memory(kind: type) -> None:
         type("Derived", (kind,), {})
 
 
-def test_only_getaddrinfo_makes_the_list() -> None:
-    with pytest.raises(TypeError, match=r"getaddrinfo\(\)"):
-        harken.AddrInfo()
-    empty = harken.AddrInfo.__new__(harken.AddrInfo)
+def test_a_list_that_getaddrinfo_did_not_make_is_closed() -> None:
     with pytest.raises(ValueError, match="closed"):
-        len(empty)
+        len(harken.AddrInfo())
 
 
 @pytest.mark.parametrize(
@@ -418,7 +421,9 @@ def test_a_port_that_no_encoding_has_is_named() -> None:
     assert "getaddrinfo(): port" in "".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize("port", ["no-such-service", "", " 80", "+80", "-1", "80 ", "8080x", "0x50", "٨٠", b"", b"\xff"])
+@pytest.mark.parametrize(
+    "port", ["no-such-service", "", " 80", "+80", "-1", "80 ", "8080x", "0x50", "٨٠", b"", b"\xff"]
+)
 def test_an_unknown_service_is_a_gaierror_that_names_it(port: Any) -> None:
     with pytest.raises(socket.gaierror) as caught:
         harken.getaddrinfo("127.0.0.1", port, type=SOCK_STREAM)

@@ -44,7 +44,7 @@ def listen(*binds, backlog=None):
     if not binds:
         raise TypeError("listen() needs at least one bind, as in listen('127.0.0.1:8080')")
     # All are read before the first socket exists.
-    cdef list read = [(<dict>KNOWN).get(bind) or parse(bind) for bind in binds]
+    cdef list read = [(known(bind) or parse(bind)) for bind in binds]
     try:
         for bind in read:
             left_out = bind_one(<tuple>bind, sockets, left_out)
@@ -56,6 +56,11 @@ def listen(*binds, backlog=None):
         close_all(sockets)
         raise
     return Listeners(sockets) if left_out is None else IncompleteListeners(sockets, left_out)
+
+
+cdef object known(object bind):
+    """A bind that was read before; not for what only equals one (True, 8080.0), and not for what no dict can look up."""
+    return (<dict>KNOWN).get(bind) if type(bind) is str or type(bind) is int else None
 
 
 cdef list bind_one(tuple bind, list sockets, list left_out):
@@ -82,14 +87,13 @@ cdef list bind_one(tuple bind, list sockets, list left_out):
                 address = addresses.at(n)
                 if stands_before(addresses, address, n):
                     continue
-                if number:
-                    set_port(address.ai_addr, number)
                 sock = <Socket>(<PyTypeObject *>Listener).tp_new(<type>Listener, NULL, NULL)
                 error = open_bound(sock, address, &step)
                 if error == 0:
                     sockets.append(sock)
                     if addresses.size > 1 and number == 0 and port_in(address.ai_addr) == 0:
                         number = sock.getsockname()[1]  # the system chose, for all
+                        set_ports(addresses, number)
                 elif may_be_absent(address, addresses.size, error):
                     absent = (absent or []) + [(decode(address.ai_addr, address.ai_addrlen), error_of(error))]
                 elif error == c.NET_EADDRINUSE and number != 0 and left > 0:
@@ -102,10 +106,10 @@ cdef list bind_one(tuple bind, list sockets, list left_out):
             given_up = (given_up or []) + sockets[first:]
             del sockets[first:]
             left -= 1
-            for n in range(<int>addresses.size):
-                set_port(addresses.at(n).ai_addr, 0)
+            set_ports(addresses, 0)
         if len(sockets) == first:
-            fail("bind", absent[0][0], absent[0][1])
+            last = absent[len(absent) - 1]
+            fail(step.decode("ascii"), last[0], last[1])
     finally:
         addresses.free()
         if given_up is not None:
@@ -170,8 +174,11 @@ cdef int port_in(const sockaddr *address) noexcept:
     return (<const sockaddr_in *>address).sin_port
 
 
-cdef void set_port(sockaddr *address, int port) noexcept:
-    (<sockaddr_in *>address).sin_port = c.htons(<unsigned short>port)
+cdef void set_ports(AddrInfo addresses, int port) noexcept:
+    """All at once: an address that stands twice must look the same twice."""
+    cdef int n
+    for n in range(<int>addresses.size):
+        (<sockaddr_in *>addresses.at(n).ai_addr).sin_port = c.htons(<unsigned short>port)
 
 
 cdef int close_all(list sockets) except -1:

@@ -15,6 +15,7 @@ cdef class AddrInfo:
 
     cdef Py_ssize_t must_be_open(self) except -1
     cdef void free(self) noexcept
+    cdef int ask_once(self, int n, const char *node, const char *service, const addrinfo *hints) noexcept nogil
     cdef int ask(self, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept
     cdef int fail(self, int error, object host, object port) except -1
     cdef addrinfo *at(self, Py_ssize_t index) noexcept

@@ -2,6 +2,7 @@
 
 import cython
 
+from cpython.number cimport PyNumber_AsSsize_t
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memchr, memcpy, memset, strcmp
@@ -14,6 +15,7 @@ import harken._lifecycle  # no-cython-lint: starts Winsock, before any call belo
 
 
 @cython.final
+@cython.collection_type("sequence")
 cdef class AddrInfoEntry:
     """One address that a server may bind, or a client connect to: unpacks like the standard library's 5-tuple.
 
@@ -56,6 +58,7 @@ cdef class AddrInfoEntry:
 
 
 @cython.final
+@cython.collection_type("sequence")
 cdef class AddrInfo:
     """The addresses of a name: a sequence of `AddrInfoEntry` that owns the list which getaddrinfo() made in C.
 
@@ -76,37 +79,38 @@ cdef class AddrInfo:
                 self.lists[n] = NULL
         self.size = 0
 
-    cdef int ask(self, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept:
-        """One call of getaddrinfo(), or two; the error of the first that failed when none found anything."""
-        cdef int error
-        cdef int families[2]
-        cdef addrinfo *each
-        cdef int n
-        if node == NULL and hints.ai_family == c.AF_UNSPEC:
-            # The wildcard (or the loopback) of both families. Asked for both at once, glibc sorts the answers by
-            # connecting a socket to each, which takes three hundred times as long as asking twice.
-            families[0] = c.AF_INET if hints.ai_flags & c.AI_PASSIVE else c.AF_INET6
-            families[1] = c.AF_INET6 if hints.ai_flags & c.AI_PASSIVE else c.AF_INET
-            hints.ai_family = families[0]
-            error = c.getaddrinfo(node, service, hints, &self.lists[0])
-            if error:
-                self.lists[0] = NULL
-            hints.ai_family = families[1]
-            if c.getaddrinfo(node, service, hints, &self.lists[1]) == 0:
-                error = 0
-            else:
-                self.lists[1] = NULL
-        elif may_wait:
-            with nogil:
-                error = c.getaddrinfo(node, service, hints, &self.lists[0])
-                if error == c.NET_EAI_SYSTEM:
-                    self.system_error = c.net_last_error()
-        else:
-            error = c.getaddrinfo(node, service, hints, &self.lists[0])
+    cdef int ask_once(self, int n, const char *node, const char *service, const addrinfo *hints) noexcept nogil:
+        cdef int error = c.getaddrinfo(node, service, hints, &self.lists[n])
+        if error:
             if error == c.NET_EAI_SYSTEM:
                 self.system_error = c.net_last_error()
+            self.lists[n] = NULL
+        return error
+
+    cdef int ask(self, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept:
+        """One call of getaddrinfo(), or two: then a family that the system has not is passed over, if the other is
+        there, and any other error is the error of both."""
+        cdef int error, other
+        cdef addrinfo *each
+        cdef int n
+        if node == NULL and hints.ai_family == c.AF_UNSPEC and not hints.ai_flags & c.AI_ADDRCONFIG:
+            # The wildcard (or the loopback) of both families. Asked for both at once, glibc sorts the answers by
+            # connecting a socket to each, which takes three hundred times as long as asking twice. (Not so with
+            # AI_ADDRCONFIG, which refuses a family that only the loopback has, when it is asked for alone.)
+            hints.ai_family = c.AF_INET if hints.ai_flags & c.AI_PASSIVE else c.AF_INET6
+            error = self.ask_once(0, node, service, hints)
+            if error == 0 or is_no_such_family(error):
+                hints.ai_family = c.AF_INET6 if hints.ai_flags & c.AI_PASSIVE else c.AF_INET
+                other = self.ask_once(1, node, service, hints)
+                if other == 0 or not is_no_such_family(other):
+                    error = other
+        elif may_wait:
+            with nogil:
+                error = self.ask_once(0, node, service, hints)
+        else:
+            error = self.ask_once(0, node, service, hints)
         if error:
-            self.lists[0] = NULL
+            self.free()
             return error
         self.size = 0
         for n in range(2):
@@ -131,8 +135,9 @@ cdef class AddrInfo:
         return each
 
     cdef AddrInfoEntry entry(self, Py_ssize_t index):
-        cdef addrinfo *each = self.at(index)
         cdef AddrInfoEntry entry = AddrInfoEntry.__new__(AddrInfoEntry)
+        self.must_be_open()  # what computed the index may have closed it
+        cdef addrinfo *each = self.at(index)
         entry.family = each.ai_family
         entry.type = each.ai_socktype
         entry.proto = each.ai_protocol
@@ -167,7 +172,7 @@ cdef class AddrInfo:
         cdef Py_ssize_t at
         if isinstance(index, slice):
             return [self.entry(n) for n in range(*index.indices(self.must_be_open()))]
-        at = index
+        at = PyNumber_AsSsize_t(index, IndexError)
         self.must_be_open()
         if at < 0:
             at += self.size
@@ -187,6 +192,10 @@ cdef class AddrInfo:
         return "<AddrInfo, closed>" if self.size == 0 else f"<AddrInfo {list(self)!r}>"
 
 
+cdef bint is_no_such_family(int error) noexcept:
+    return error == c.EAI_NONAME or error == c.EAI_FAMILY
+
+
 cdef const char *digits_of(int port, char *text) noexcept:
     """The port in decimal, written from the end of ``text``."""
     cdef int at = 7
@@ -199,7 +208,7 @@ cdef const char *digits_of(int port, char *text) noexcept:
             return &text[at]
 
 
-cdef bytes service_of(object port, bint *numeric):
+cdef bytes service_of(object host, object port, bint *numeric):
     """A port that is text: digits, which must be in range, or the name of a service."""
     cdef bytes text
     if isinstance(port, str):
@@ -214,9 +223,10 @@ cdef bytes service_of(object port, bint *numeric):
         raise ValueError(f"getaddrinfo(): port: embedded null character in {port!r}")
     numeric[0] = text.isdigit()
     if numeric[0]:
-        port_of(int(text), "getaddrinfo()")  # resolvers let 65536 pass for 0
+        # Resolvers let 65536 pass for 0. int() refuses thousands of digits; what is too long is out of range as it is.
+        port_of(int(text.lstrip(b"0")[:20] or b"0"), "getaddrinfo()")
     elif not text or text[:1] in b"+- \t\n\v\f\r":
-        raise_gaierror(c.EAI_SERVICE, None, port)  # some resolvers would find a number in it
+        raise_gaierror(c.EAI_SERVICE, host, port)  # some resolvers would find a number in it
     return text
 
 
@@ -239,7 +249,7 @@ cdef AddrInfo resolve(AddrInfo found, object host, object port, int family, int 
     cdef const char *service = NULL
     cdef bytes node_text, service_text
     if isinstance(port, (str, bytes, bytearray)):
-        service_text = service_of(port, &numeric)
+        service_text = service_of(host, port, &numeric)
         service = service_text
     elif port is not None:
         service = digits_of(port_of(port, "getaddrinfo()"), digits)
@@ -283,6 +293,18 @@ cdef int place_of(const char *name) noexcept:
     return 4 if strcmp(name, "proto") == 0 else 1 if strcmp(name, "port") == 0 else -1
 
 
+cdef int hint_of(object value, int at) except? -1:
+    if isinstance(value, int):
+        try:
+            return value
+        except OverflowError:
+            raise OverflowError(f"getaddrinfo(): {HINTS[at]} is too large for C: {value}") from None
+    raise TypeError(f"getaddrinfo(): {HINTS[at]} must be an int, not {type(value).__name__}")
+
+
+HINTS = ("family", "type", "proto", "flags")
+
+
 cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t given, PyObject *names):
     cdef PyObject *values[6]
     cdef int hints[4]
@@ -301,7 +323,7 @@ cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t g
     if values[0] == NULL or values[1] == NULL:
         raise TypeError("getaddrinfo() needs a host and a port, either of which may be None")
     for at in range(4):
-        hints[at] = 0 if values[at + 2] == NULL else <object>values[at + 2]
+        hints[at] = 0 if values[at + 2] == NULL else hint_of(<object>values[at + 2], at)
     found = <AddrInfo>result.tp_new(<type>result, NULL, NULL)
     return resolve(found, <object>values[0], <object>values[1], hints[0], hints[1], hints[2], hints[3])
 

@@ -65,6 +65,7 @@ cdef class Socket:
         if self.handle != c.NET_INVALID:
             if c.PyErr_ResourceWarning(self, 1, "unclosed harken.Socket, handle %lld", <long long>self.handle) < 0:
                 c.PyErr_WriteUnraisable(self)
+            self.end()  # whoever records the warning keeps this object, but not the handle
 
     def __dealloc__(self):
         # Nobody is left to hear of an error here, and no call can be in flight: each holds a reference.

@@ -45,14 +45,14 @@ KNOWN: dict[str | int, Bind] = {}
 def parse(bind: str | int) -> Bind:
     """Reads one bind. Raises ValueError, which shows what could not be read, or TypeError for neither text nor port."""
     result = _parse(bind)
-    if len(KNOWN) < 256:
+    if len(KNOWN) < 256 and type(bind) in (str, int):  # not by another type that is equal: True, 8080.0
         KNOWN[bind] = result
     return result
 
 
 def _parse(bind: str | int) -> Bind:
-    if isinstance(bind, int):
-        return Bind((None, _port(bind, str(bind)), AF_UNSPEC, f":{bind}"))
+    if isinstance(bind, int) and not isinstance(bind, bool):
+        return Bind((None, _port(int(bind), str(bind)), AF_UNSPEC, f":{int(bind)}"))
     if not isinstance(bind, str):
         raise TypeError(f"a bind is a str or a port number, not {type(bind).__name__}: {bind!r}")
     scheme, separator, rest = bind.partition("://")
@@ -81,7 +81,7 @@ def _port(port: str | int, bind: str) -> int | str:
             if port and port[0].isalpha():
                 return port
             raise ValueError(f"bind {bind!r}: {port!r} is no port: a number from 0 to 65535, or the name of a service")
-        port = int(port)
+        port = int(port.lstrip("0")[:20] or 0)  # int() refuses thousands of digits
     if not 0 <= port <= 65535:
         raise ValueError(f"bind {bind!r}: port {port} is not between 0 and 65535")
     return port

@@ -16,10 +16,10 @@ class ListenError(OSError):
     system's.
     """
 
-    step: str
+    step: str = "listen"
     """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind`` or ``listen``."""
 
-    address: Address | str
+    address: Address | str = ""
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo`` the bind as it was given."""
 
     def __str__(self) -> str:
