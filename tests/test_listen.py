@@ -293,7 +293,8 @@ def test_the_url_of_a_link_local_address_has_its_interface(poison: Poison) -> No
         import socket
         lo = socket.if_nametoindex("lo")
         url = url_of(("fe80::1", 80, 0, lo))
-        tell(url=url, far=url_of(("fe80::1", 80, 0, 999999)), same=harken.getaddrinfo("fe80::1%lo", 80)[0].sockaddr[3] == lo)
+        same = harken.getaddrinfo("fe80::1%lo", 80)[0].sockaddr[3] == lo
+        tell(url=url, far=url_of(("fe80::1", 80, 0, 999999)), same=same)
     """
     said = poison.run(program).said
     assert said == {"url": "tcp://[fe80::1%lo]:80", "far": "tcp://[fe80::1%999999]:80", "same": True}
