@@ -1,4 +1,4 @@
-"""The fixture ``poison``: a program in a child process whose system calls are counted, and fail where a test says so.
+"""The fixture ``poison``: programs in a child process whose system calls are counted, and fail where a test says so.
 
 The shim is ``poison.c``, preloaded. A test module asks for it by ``pytest_plugins = ["poison"]``.
 """

@@ -181,7 +181,8 @@ def test_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     try:
         read = parse(text)
     except ValueError as error:
-        assert str(error).startswith("bind ")
+        told = str(error)
+        assert told.startswith("bind ")
         return
     assert str(read) == text
     if isinstance(read.port, int):

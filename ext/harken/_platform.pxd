@@ -103,6 +103,7 @@ cdef extern from "platform/net.h" nogil:
     const bint NET_WAITS_BY_POLL
     const int NET_WAIT_SLICE
     const int NET_TIMED_OUT, NET_READY, NET_WOKEN
+    const int NET_DONTWAIT
     const int NET_EAFNOSUPPORT, NET_EADDRINUSE, NET_EADDRNOTAVAIL, NET_EBADF, NET_ECONNRESET, NET_EINPROGRESS
     const int NET_EINTR, NET_EISCONN, NET_ENOTSUP, NET_EWOULDBLOCK
     const int NET_EAI_SYSTEM

@@ -271,6 +271,8 @@ cdef class Socket:
         cdef double deadline = self.deadline()
         self.must_be_open()
         self.set_blocks(False)
+        if self.seconds > 0:
+            self.wait_for_connection(deadline)  # first, as accept(2) has no MSG_DONTWAIT: see NET_DONTWAIT
         while True:
             length = sizeof(peer)
             self.enter(False)
@@ -306,6 +308,8 @@ cdef class Socket:
             raise ValueError(f"limit must be at least 1: {limit}")
         self.must_be_open()
         self.set_blocks(False)
+        if self.seconds > 0:
+            self.wait_for_connection(deadline)  # first, as accept(2) has no MSG_DONTWAIT: see NET_DONTWAIT
         while True:
             wished = <int>min(limit - len(found), BATCH)
             self.enter(False)
@@ -414,6 +418,8 @@ cdef class Socket:
         cdef size_t done = 0
         cdef int error
         cdef net_socket_t handle
+        if self.seconds >= 0:
+            flags |= c.NET_DONTWAIT
         if receive and size == 0:
             return self.must_be_open()  # like the standard library: Linux would wait for data and then take none
         while True:
@@ -510,6 +516,8 @@ cdef class Socket:
                 PyObject_GetBuffer(parts[n], &views[n], PyBUF_SIMPLE)
                 held += 1
                 c.net_buffer(&vector[n], views[n].buf, views[n].len)
+            if self.seconds >= 0:
+                flags |= c.NET_DONTWAIT
             while True:
                 self.enter(True)
                 handle = self.handle

@@ -67,6 +67,9 @@ typedef struct iovec net_buffer_t;
 #define NET_MSG_NOSIGNAL 0
 #endif
 
+/* For one call, whatever the mode of the socket: dup() and fork() share the mode, and somebody may have changed it. */
+#define NET_DONTWAIT MSG_DONTWAIT
+
 static inline int net_last_error(void) { return errno; }
 
 /* A fork copies the count of calls in flight, but not the threads that were in them. */

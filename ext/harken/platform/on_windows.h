@@ -47,6 +47,8 @@ typedef WSABUF net_buffer_t;
 #define SOMAXCONN_HINT(n) (-(n))
 #endif
 
+#define NET_DONTWAIT 0 /* no handle here blocks */
+
 /* The POSIX names of what Winsock calls otherwise. */
 #define SHUT_RD SD_RECEIVE
 #define SHUT_WR SD_SEND
