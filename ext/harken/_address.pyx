@@ -17,20 +17,20 @@ cimport harken._platform as c
 from harken._platform cimport net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
 
 
-cdef int port_of(object port, str call) except -1:
+cdef int port_of(object port, const char *call) except -1:
     """A port as a number from 0 to 65535."""
     cdef long long number
     if type(port) is not int:
         try:
             port = port.__index__()
         except AttributeError:
-            raise TypeError(f"{call}: port must be an int, not {type(port).__name__}") from None
+            raise TypeError(f"{call.decode()}: port must be an int, not {type(port).__name__}") from None
     try:
         number = port
     except OverflowError:
         number = -1
     if not 0 <= number <= 65535:
-        raise OverflowError(f"{call}: port must be 0-65535, not {port}")
+        raise OverflowError(f"{call.decode()}: port must be 0-65535, not {port}")
     return <int>number
 
 
@@ -60,7 +60,7 @@ cdef bytes text_of(object host, str what):
     return text
 
 
-cdef bint encode(object address, int family, net_address_t *to, net_length_t *length, str call) except -1:
+cdef bint encode(object address, int family, net_address_t *to, net_length_t *length, const char *call) except -1:
     """Fills in ``to`` and ``length``. Answers 0 when the host is a name, still to be resolved; the rest is there."""
     cdef const char *text = NULL
     cdef Py_ssize_t size = 0
@@ -71,12 +71,12 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
         encode_path(address, to, length)
         return 1
     if family != c.AF_INET and family != c.AF_INET6:
-        raise OSError(f"{call}: address family {family} has no address form here")
+        raise OSError(f"{call.decode()}: address family {family} has no address form here")
     if not isinstance(address, tuple):
-        raise TypeError(f"{call}: the address must be a tuple, not {type(address).__name__}")
+        raise TypeError(f"{call.decode()}: the address must be a tuple, not {type(address).__name__}")
     if family == c.AF_INET:
         if len(address) != 2:
-            raise TypeError(f"{call}: an AF_INET address is (host, port), not {len(address)} items")
+            raise TypeError(f"{call.decode()}: an AF_INET address is (host, port), not {len(address)} items")
         to.ipv4.sin_family = c.AF_INET
         to.ipv4.sin_port = c.htons(<unsigned short>port_of(address[1], call))
         number = &to.ipv4.sin_addr
@@ -84,7 +84,8 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
     else:
         if not 2 <= len(address) <= 4:
             raise TypeError(
-                f"{call}: an AF_INET6 address is (host, port[, flowinfo[, scope_id]]), not {len(address)} items"
+                f"{call.decode()}: an AF_INET6 address is (host, port[, flowinfo[, scope_id]]), "
+                f"not {len(address)} items"
             )
         to.ipv6.sin6_family = c.AF_INET6
         to.ipv6.sin6_port = c.htons(<unsigned short>port_of(address[1], call))
@@ -98,7 +99,7 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
     if isinstance(address[0], str) and c.PyUnicode_IS_ASCII(address[0]):
         text = c.PyUnicode_AsUTF8AndSize(address[0], &size)
     else:
-        host = text_of(address[0], f"{call}: host")
+        host = text_of(address[0], f"{call.decode()}: host")
         text, size = host, len(host)
     if size == 0:
         return 1  # the empty host is the wildcard, which is all zeros
@@ -106,11 +107,11 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
     return memchr(text, 0, size) == NULL and c.inet_pton(family, text, number) == 1
 
 
-cdef unsigned int number_of(object value, unsigned int most, str name, str call) except? 0xFFFFFFFF:
+cdef unsigned int number_of(object value, unsigned int most, str name, const char *call) except? 0xFFFFFFFF:
     if not isinstance(value, int):
-        raise TypeError(f"{call}: {name} must be an int, not {type(value).__name__}")
+        raise TypeError(f"{call.decode()}: {name} must be an int, not {type(value).__name__}")
     if not 0 <= value <= most:
-        raise OverflowError(f"{call}: {name} must be 0-{most}, not {value}")
+        raise OverflowError(f"{call.decode()}: {name} must be 0-{most}, not {value}")
     return <unsigned int>value
 
 

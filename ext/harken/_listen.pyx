@@ -6,13 +6,16 @@ Every address of every name is bound before the first one listens, so that nobod
 come to be. When a step fails, all that was opened is closed, and the error says which step it was, on which address.
 """
 
-from cpython.object cimport PyTypeObject
-from libc.string cimport memcmp
+import cython
+
+from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.string cimport memcmp, memset
 
 cimport harken._platform as c
 from harken._address cimport decode
 from harken._platform cimport addrinfo, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
-from harken._resolve cimport AddrInfo, resolve
+from harken._resolve cimport found_at, found_t, free_found, resolve
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, parse
@@ -24,51 +27,86 @@ cdef enum:
     TRIES = 128
 
 
-def listen(*binds, backlog=None):
-    """From names to listening sockets, all or none.
+@cython.final
+cdef class Tools:
+    """What listen() takes from Python. It is bound to them: a module that several interpreters may share has no globals
+    in C, and to look each up costs as much as to make a socket object."""
 
-    Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a
-    host (``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0
-    lets the system choose, once for all addresses of a bind.
+    cdef dict known
+    cdef type listener, listeners
 
-    ``backlog`` is how many connections may wait; by default as many as the system grants.
+    def __cinit__(self):
+        self.known, self.listener, self.listeners = KNOWN, Listener, Listeners
 
-    The sockets have TCP_NODELAY on, which accepted connections inherit, are not inherited by child processes, and
-    have on POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
+    cdef tuple read(self, object bind):
+        """Known are binds that were read before; not what only equals one (True, 8080.0), not what cannot be a key."""
+        found = self.known.get(bind) if type(bind) is str or type(bind) is int else None
+        return <tuple>(parse(bind) if found is None else found)
 
-    Raises ValueError for a bind that cannot be read, and ListenError, which is an OSError, for a step that failed.
-    """
+
+cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, PyObject *names):
+    """listen(), with its arguments as CPython hands them over: the options stand behind the binds."""
     cdef list sockets = [], left_out = None
     cdef Socket sock
-    cdef int error, wished = backlog_of(backlog)
-    if not binds:
+    cdef int error, backlog = -1
+    cdef Py_ssize_t n
+    if names != NULL:
+        for n in range(PyTuple_GET_SIZE(<object>names)):
+            name = <object>PyTuple_GET_ITEM(<object>names, n)
+            if name != "backlog":
+                raise TypeError(f"listen() got an unexpected keyword argument {name!r}")
+            backlog = backlog_of(<object>binds[count + n])
+    if count == 0:
         raise TypeError("listen() needs at least one bind, as in listen('127.0.0.1:8080')")
-    # All are read before the first socket exists.
-    cdef list read = [(known(bind) or parse(bind)) for bind in binds]
+    # All are read before the first socket exists: those after the first here.
+    for n in range(1, count):
+        tools.read(<object>binds[n])
     try:
-        for bind in read:
-            left_out = bind_one(<tuple>bind, sockets, left_out)
-        for sock in sockets:
-            error = sock.listen_for(wished)
+        for n in range(count):
+            left_out = bind_one(tools, tools.read(<object>binds[n]), sockets, left_out)
+        for opened in sockets:
+            sock = <Socket>opened  # unchecked, which saves a look at the class
+            error = sock.listen_for(backlog)
             if error:
                 fail("listen", sock.getsockname(), error)
+        if left_out is not None:
+            return IncompleteListeners(sockets, left_out)
+        return c.tuple_of(tools.listeners, sockets)
     except BaseException:
         close_all(sockets)
         raise
-    return Listeners(sockets) if left_out is None else IncompleteListeners(sockets, left_out)
 
 
-cdef object known(object bind):
-    """A bind that was read before; not for what only equals one (True, 8080.0), and not for what no dict can look up."""
-    return (<dict>KNOWN).get(bind) if type(bind) is str or type(bind) is int else None
+cdef c.PyMethodDef METHOD = c.PyMethodDef(
+    "listen",
+    <void *>vectorcall,
+    c.METH_FASTCALL | c.METH_KEYWORDS,
+    b"""listen(*binds, backlog=None)
+--
+
+From names to listening sockets, all or none.
+
+Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a host
+(``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0 lets the
+system choose, once for all addresses of a bind.
+
+``backlog`` is how many connections may wait; by default as many as the system grants.
+
+The sockets have TCP_NODELAY on, which accepted connections inherit, are not inherited by child processes, and have on
+POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
+
+Raises ValueError for a bind that cannot be read, and ListenError, which is an OSError, for a step that failed.
+""",
+)
+listen = c.PyCFunction_NewEx(&METHOD, Tools(), __name__)
 
 
-cdef list bind_one(tuple bind, list sockets, list left_out):
+cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out):
     """One name: a bound socket for each of its addresses, with one port for all, is added to ``sockets``.
 
     What is left out is added to ``left_out``, which is returned, and None as long as nothing is.
     """
-    cdef AddrInfo addresses = AddrInfo.__new__(AddrInfo)
+    cdef found_t addresses
     cdef const addrinfo *address
     cdef Socket sock
     cdef list given_up = None, absent
@@ -76,24 +114,25 @@ cdef list bind_one(tuple bind, list sockets, list left_out):
     cdef const char *step = NULL
     cdef int error, number, n, left = TRIES
     host, port, family, text = bind[0], bind[1], bind[2], bind[3]
+    memset(&addresses, 0, sizeof(addresses))
     try:
-        resolve(addresses, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
+        resolve(&addresses, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
     except OSError as reason:
         fail("getaddrinfo", text, reason)
     try:
         while True:
             number, absent = 0, None
             for n in range(<int>addresses.size):
-                address = addresses.at(n)
-                if stands_before(addresses, address, n):
+                address = found_at(&addresses, n)
+                if stands_before(&addresses, address, n):
                     continue
-                sock = <Socket>(<PyTypeObject *>Listener).tp_new(<type>Listener, NULL, NULL)
+                sock = <Socket>c.object_of(tools.listener)
                 error = open_bound(sock, address, &step)
                 if error == 0:
                     sockets.append(sock)
                     if addresses.size > 1 and number == 0 and port_in(address.ai_addr) == 0:
                         number = sock.getsockname()[1]  # the system chose, for all
-                        set_ports(addresses, number)
+                        set_ports(&addresses, number)
                 elif may_be_absent(address, addresses.size, error):
                     absent = (absent or []) + [(decode(address.ai_addr, address.ai_addrlen), error_of(error))]
                 elif error == c.NET_EADDRINUSE and number != 0 and left > 0:
@@ -106,12 +145,12 @@ cdef list bind_one(tuple bind, list sockets, list left_out):
             given_up = (given_up or []) + sockets[first:]
             del sockets[first:]
             left -= 1
-            set_ports(addresses, 0)
+            set_ports(&addresses, 0)
         if len(sockets) == first:
             last = absent[len(absent) - 1]
             fail(step.decode("ascii"), last[0], last[1])
     finally:
-        addresses.free()
+        free_found(&addresses)
         if given_up is not None:
             close_all(given_up)
     return left_out if absent is None else (left_out or []) + absent
@@ -138,12 +177,12 @@ cdef int open_bound(Socket sock, const addrinfo *address, const char **step) noe
     return error
 
 
-cdef bint stands_before(AddrInfo addresses, const addrinfo *address, int index) noexcept:
+cdef bint stands_before(const found_t *addresses, const addrinfo *address, int index) noexcept:
     """Hosts files and some resolvers name an address twice; it can be bound once."""
     cdef const addrinfo *earlier
     cdef int n
     for n in range(index):
-        earlier = addresses.at(n)
+        earlier = found_at(addresses, n)
         if earlier.ai_addrlen != address.ai_addrlen:
             continue
         if memcmp(earlier.ai_addr, address.ai_addr, address.ai_addrlen) == 0:
@@ -174,11 +213,11 @@ cdef int port_in(const sockaddr *address) noexcept:
     return (<const sockaddr_in *>address).sin_port
 
 
-cdef void set_ports(AddrInfo addresses, int port) noexcept:
+cdef void set_ports(const found_t *addresses, int port) noexcept:
     """All at once: an address that stands twice must look the same twice."""
     cdef int n
     for n in range(<int>addresses.size):
-        (<sockaddr_in *>addresses.at(n).ai_addr).sin_port = c.htons(<unsigned short>port)
+        (<sockaddr_in *>found_at(addresses, n).ai_addr).sin_port = c.htons(<unsigned short>port)
 
 
 cdef int close_all(list sockets) except -1:

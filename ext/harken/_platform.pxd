@@ -125,6 +125,10 @@ cdef extern from "platform/net.h" nogil:
 cdef extern from "platform/raise.h":
     int net_raise(int number) except -1
 
+cdef extern from "platform/objects.h":
+    object object_of(type kind)
+    object tuple_of(type kind, list items)
+
 cdef extern from "Python.h":
     ctypedef struct PyMethodDef:
         const char *ml_name

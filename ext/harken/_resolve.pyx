@@ -57,6 +57,76 @@ cdef class AddrInfoEntry:
         )
 
 
+cdef void free_found(found_t *found) noexcept:
+    # freeaddrinfo(NULL) is promised by neither POSIX nor Winsock.
+    for n in range(2):
+        if found.lists[n] != NULL:
+            c.freeaddrinfo(found.lists[n])
+            found.lists[n] = NULL
+    found.size = 0
+
+
+cdef int ask_once(
+    found_t *found, int n, const char *node, const char *service, const addrinfo *hints
+) noexcept nogil:
+    cdef int error = c.getaddrinfo(node, service, hints, &found.lists[n])
+    if error:
+        if error == c.NET_EAI_SYSTEM:
+            found.system_error = c.net_last_error()
+        found.lists[n] = NULL
+    return error
+
+
+cdef int ask(found_t *found, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept:
+    """One call of getaddrinfo(), or two: then a family that the system has not is passed over, if the other is
+    there, and any other error is the error of both."""
+    cdef int error, other
+    cdef addrinfo *each
+    cdef int n
+    if node == NULL and hints.ai_family == c.AF_UNSPEC and not hints.ai_flags & c.AI_ADDRCONFIG:
+        # The wildcard (or the loopback) of both families. Asked for both at once, glibc sorts the answers by
+        # connecting a socket to each, which takes three hundred times as long as asking twice. (Not so with
+        # AI_ADDRCONFIG, which refuses a family that only the loopback has, when it is asked for alone.)
+        hints.ai_family = c.AF_INET if hints.ai_flags & c.AI_PASSIVE else c.AF_INET6
+        error = ask_once(found, 0, node, service, hints)
+        if error == 0 or is_no_such_family(error):
+            hints.ai_family = c.AF_INET6 if hints.ai_flags & c.AI_PASSIVE else c.AF_INET
+            other = ask_once(found, 1, node, service, hints)
+            if other == 0 or not is_no_such_family(other):
+                error = other
+    elif may_wait:
+        with nogil:
+            error = ask_once(found, 0, node, service, hints)
+    else:
+        error = ask_once(found, 0, node, service, hints)
+    if error:
+        free_found(found)
+        return error
+    found.size = 0
+    for n in range(2):
+        each = found.lists[n]
+        while each != NULL:
+            found.size += 1
+            each = each.ai_next
+    return 0
+
+
+cdef int not_found(const found_t *found, int error, object host, object port) except -1:
+    if error == c.NET_EAI_SYSTEM:
+        return c.net_raise(found.system_error)
+    return raise_gaierror(error, host, port)
+
+
+cdef addrinfo *found_at(const found_t *found, Py_ssize_t index) noexcept:
+    """For an index that is there."""
+    cdef addrinfo *each = found.lists[0] if found.lists[0] != NULL else found.lists[1]
+    while index:
+        index -= 1
+        # Behind the end of the first list stands the second.
+        each = each.ai_next if each.ai_next != NULL else found.lists[1]
+    return each
+
+
 @cython.final
 @cython.collection_type("sequence")
 cdef class AddrInfo:
@@ -66,78 +136,15 @@ cdef class AddrInfo:
     are copies and stay valid.
     """
 
-    # No __cinit__: an object is born with NULL lists and size 0, which is what a closed one has.
+    # No __cinit__: an object is born with nothing found, which is what a closed one has.
 
     def __dealloc__(self):
-        self.free()
-
-    cdef void free(self) noexcept:
-        # freeaddrinfo(NULL) is promised by neither POSIX nor Winsock.
-        for n in range(2):
-            if self.lists[n] != NULL:
-                c.freeaddrinfo(self.lists[n])
-                self.lists[n] = NULL
-        self.size = 0
-
-    cdef int ask_once(self, int n, const char *node, const char *service, const addrinfo *hints) noexcept nogil:
-        cdef int error = c.getaddrinfo(node, service, hints, &self.lists[n])
-        if error:
-            if error == c.NET_EAI_SYSTEM:
-                self.system_error = c.net_last_error()
-            self.lists[n] = NULL
-        return error
-
-    cdef int ask(self, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept:
-        """One call of getaddrinfo(), or two: then a family that the system has not is passed over, if the other is
-        there, and any other error is the error of both."""
-        cdef int error, other
-        cdef addrinfo *each
-        cdef int n
-        if node == NULL and hints.ai_family == c.AF_UNSPEC and not hints.ai_flags & c.AI_ADDRCONFIG:
-            # The wildcard (or the loopback) of both families. Asked for both at once, glibc sorts the answers by
-            # connecting a socket to each, which takes three hundred times as long as asking twice. (Not so with
-            # AI_ADDRCONFIG, which refuses a family that only the loopback has, when it is asked for alone.)
-            hints.ai_family = c.AF_INET if hints.ai_flags & c.AI_PASSIVE else c.AF_INET6
-            error = self.ask_once(0, node, service, hints)
-            if error == 0 or is_no_such_family(error):
-                hints.ai_family = c.AF_INET6 if hints.ai_flags & c.AI_PASSIVE else c.AF_INET
-                other = self.ask_once(1, node, service, hints)
-                if other == 0 or not is_no_such_family(other):
-                    error = other
-        elif may_wait:
-            with nogil:
-                error = self.ask_once(0, node, service, hints)
-        else:
-            error = self.ask_once(0, node, service, hints)
-        if error:
-            self.free()
-            return error
-        self.size = 0
-        for n in range(2):
-            each = self.lists[n]
-            while each != NULL:
-                self.size += 1
-                each = each.ai_next
-        return 0
-
-    cdef int fail(self, int error, object host, object port) except -1:
-        if error == c.NET_EAI_SYSTEM:
-            return c.net_raise(self.system_error)
-        return raise_gaierror(error, host, port)
-
-    cdef addrinfo *at(self, Py_ssize_t index) noexcept:
-        """For an index that is there."""
-        cdef addrinfo *each = self.lists[0] if self.lists[0] != NULL else self.lists[1]
-        while index:
-            index -= 1
-            # Behind the end of the first list stands the second.
-            each = each.ai_next if each.ai_next != NULL else self.lists[1]
-        return each
+        free_found(&self.found)
 
     cdef AddrInfoEntry entry(self, Py_ssize_t index):
         cdef AddrInfoEntry entry = AddrInfoEntry.__new__(AddrInfoEntry)
         self.must_be_open()  # what computed the index may have closed it
-        cdef addrinfo *each = self.at(index)
+        cdef addrinfo *each = found_at(&self.found, index)
         entry.family = each.ai_family
         entry.type = each.ai_socktype
         entry.proto = each.ai_protocol
@@ -148,14 +155,14 @@ cdef class AddrInfo:
         return entry
 
     cdef Py_ssize_t must_be_open(self) except -1:
-        if self.size == 0:
+        if self.found.size == 0:
             raise ValueError("this AddrInfo is closed")
-        return self.size
+        return self.found.size
 
     @cython.critical_section
     def close(self):
         """Frees the C list. A second time does nothing."""
-        self.free()
+        free_found(&self.found)
 
     def __enter__(self):
         return self
@@ -175,8 +182,8 @@ cdef class AddrInfo:
         at = PyNumber_AsSsize_t(index, IndexError)
         self.must_be_open()
         if at < 0:
-            at += self.size
-        if not 0 <= at < self.size:
+            at += self.found.size
+        if not 0 <= at < self.found.size:
             raise IndexError("AddrInfo index out of range")
         return self.entry(at)
 
@@ -189,7 +196,7 @@ cdef class AddrInfo:
         return list(self).count(value)
 
     def __repr__(self):
-        return "<AddrInfo, closed>" if self.size == 0 else f"<AddrInfo {list(self)!r}>"
+        return "<AddrInfo, closed>" if self.found.size == 0 else f"<AddrInfo {list(self)!r}>"
 
 
 cdef bint is_no_such_family(int error) noexcept:
@@ -238,8 +245,8 @@ cdef int raise_gaierror(int error, object host, object port) except -1:
     raise gaierror(error, f"{text} (host {host!r}, port {port!r})")
 
 
-cdef AddrInfo resolve(AddrInfo found, object host, object port, int family, int type, int proto, int flags):
-    """Fills ``found``, an empty AddrInfo, and returns it."""
+cdef int resolve(found_t *found, object host, object port, int family, int type, int proto, int flags) except -1:
+    """Fills in ``found``, which has nothing yet, and still has nothing after an exception."""
     cdef char digits[8]
     cdef addrinfo hints
     cdef bint numeric = 1
@@ -269,16 +276,16 @@ cdef AddrInfo resolve(AddrInfo found, object host, object port, int family, int 
     if numeric:
         # Nothing here can wait, so the GIL stays where it is: handing it over costs as much as the call.
         hints.ai_flags = flags | c.NET_AI_NUMERICSERV | (c.AI_NUMERICHOST if node != NULL else 0)
-        error = found.ask(node, service, &hints, 0)
+        error = ask(found, node, service, &hints, 0)
         if error != c.EAI_NONAME or node == NULL or flags & c.AI_NUMERICHOST:
             if error:
-                found.fail(error, host, port)
-            return found
+                not_found(found, error, host, port)
+            return 0
         hints.ai_family, hints.ai_flags = family, flags
-    error = found.ask(node, service, &hints, 1)
+    error = ask(found, node, service, &hints, 1)
     if error:
-        found.fail(error, host, port)
-    return found
+        not_found(found, error, host, port)
+    return 0
 
 
 # getaddrinfo() costs 0.1 microseconds in C; a function with six keywords that Cython makes costs as much again before
@@ -324,8 +331,9 @@ cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t g
         raise TypeError("getaddrinfo() needs a host and a port, either of which may be None")
     for at in range(4):
         hints[at] = 0 if values[at + 2] == NULL else hint_of(<object>values[at + 2], at)
-    found = <AddrInfo>result.tp_new(<type>result, NULL, NULL)
-    return resolve(found, <object>values[0], <object>values[1], hints[0], hints[1], hints[2], hints[3])
+    found = <AddrInfo>c.object_of(<type>result)
+    resolve(&found.found, <object>values[0], <object>values[1], hints[0], hints[1], hints[2], hints[3])
+    return found
 
 
 cdef c.PyMethodDef METHOD = c.PyMethodDef(
@@ -351,7 +359,7 @@ UnicodeError, which is one) for text that can be no name.
 getaddrinfo = c.PyCFunction_NewEx(&METHOD, AddrInfo, __name__)
 
 
-cdef int locate(object address, int family, net_address_t *to, net_length_t *length, str call) except -1:
+cdef int locate(object address, int family, net_address_t *to, net_length_t *length, const char *call) except -1:
     """A Python address, or an entry of getaddrinfo(), as a ``sockaddr``; a name is resolved to its first address."""
     cdef AddrInfoEntry entry
     cdef AddrInfo found
@@ -364,7 +372,8 @@ cdef int locate(object address, int family, net_address_t *to, net_length_t *len
     if encode(address, family, to, length, call):
         return 0
     partial = to[0]
-    found = resolve(AddrInfo.__new__(AddrInfo), address[0], address[1], family, c.SOCK_STREAM, 0, 0)
+    found = AddrInfo.__new__(AddrInfo)
+    resolve(&found.found, address[0], address[1], family, c.SOCK_STREAM, 0, 0)
     entry = found.entry(0)
     memcpy(to, &entry.address, entry.length)
     if family == c.AF_INET6:

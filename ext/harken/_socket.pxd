@@ -23,6 +23,7 @@ cdef class Socket:
     cdef void leave(self, bint transfer) noexcept
     cdef void forget_other_process(self) noexcept
     cdef net_socket_t let_go(self, bint nudge) noexcept
+    cdef int shut(self) noexcept
     cdef int closed(self) except -1
     cdef int must_be_open(self) except -1
 
@@ -33,7 +34,7 @@ cdef class Socket:
     cdef int ensure_waker(self) except -1
     cdef int wait_for_connection(self, double deadline) except -1
 
-    cdef Socket take(self, net_socket_t handle, bint blocks)
+    cdef Socket take(self, type kind, net_socket_t handle, bint blocks)
     cdef int take_all(self, net_socket_t *taken, int count, list found) except -1
     cdef int connect_to(self, object address) except -1
     cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1

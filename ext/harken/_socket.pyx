@@ -16,6 +16,7 @@ import cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport ceil, isfinite
 from libc.string cimport memset
 
@@ -281,7 +282,7 @@ cdef class Socket:
                 error = c.net_accept(handle, False, &peer.any, &length, &taken)
             self.leave(False)
             if error == 0:
-                connection = self.take(taken, not c.NET_WAITS_BY_POLL)
+                connection = self.take(Socket, taken, not c.NET_WAITS_BY_POLL)
                 return connection, decode(&peer.any, length)
             if self.handle == c.NET_INVALID:
                 self.closed()
@@ -334,11 +335,12 @@ cdef class Socket:
             else:
                 c.net_raise(error)
 
-    cdef Socket take(self, net_socket_t handle, bint blocks):
-        """A connection becomes an object; if there is no memory for one, it is closed."""
+    cdef Socket take(self, type kind, net_socket_t handle, bint blocks):
+        """A connection becomes an object; if there is no memory for one, it is closed. ``kind`` is Socket: whoever
+        takes many looks it up once."""
         cdef Socket connection
         try:
-            connection = Socket.__new__(Socket)
+            connection = <Socket>c.object_of(kind)
         except BaseException:
             c.net_close(handle)
             raise
@@ -350,10 +352,11 @@ cdef class Socket:
     cdef int take_all(self, net_socket_t *taken, int count, list found) except -1:
         cdef int n = 0
         cdef Socket connection
+        cdef type kind = Socket
         try:
             while n < count:
                 n += 1
-                connection = self.take(taken[n - 1], False)
+                connection = self.take(kind, taken[n - 1], False)
                 connection.seconds = 0
                 found.append(connection)
         except BaseException:
@@ -726,7 +729,7 @@ cdef class Socket:
         error = c.net_duplicate(self.handle, &copy)
         if error:
             c.net_raise(error)
-        twin = self.take(copy, self.blocks)
+        twin = self.take(Socket, copy, self.blocks)
         twin.seconds = self.seconds
         return twin
 
@@ -736,11 +739,17 @@ cdef class Socket:
         Calls that other threads have in flight end first: a wait in accept() through its waker, a blocking send() or
         recv() through shutdown(2) of the connection. They raise EBADF there.
         """
+        cdef int error = self.shut()
+        if error:
+            c.net_raise(error)
+
+    cdef int shut(self) noexcept:
+        """close(), with its error number."""
         cdef c.PyThread_type_lock idle
         cdef int error
         cdef net_socket_t handle = self.let_go(True)
         if handle == c.NET_INVALID:
-            return
+            return 0
         idle = self.idle
         if idle != NULL:
             with nogil:
@@ -749,8 +758,7 @@ cdef class Socket:
             c.PyThread_free_lock(idle)
         error = c.net_close(handle)
         # A peer that reset the connection is no failure of ours to close it.
-        if error and error != c.NET_ECONNRESET:
-            c.net_raise(error)
+        return 0 if error == c.NET_ECONNRESET else error
 
     def detach(self):
         """Gives the handle away, open, in the mode that the timeout says; this object is closed."""
@@ -826,3 +834,15 @@ def queue_of(Socket listener not None):
     listener.must_be_open()
     c.net_queue(listener.handle, &queued, &limit)
     return (None if queued < 0 else queued), (None if limit < 0 else limit)
+
+
+def close_each(sockets):
+    """Closes them all; an error of one is raised when all are closed."""
+    cdef int error = 0
+    cdef Py_ssize_t n
+    if not isinstance(sockets, tuple):
+        raise TypeError(f"close() is for a tuple of sockets, not for {type(sockets).__name__}")
+    for n in range(PyTuple_GET_SIZE(sockets)):
+        error = (<Socket?><object>PyTuple_GET_ITEM(sockets, n)).shut() or error
+    if error:
+        c.net_raise(error)

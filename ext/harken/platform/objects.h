@@ -1,0 +1,33 @@
+/* Python objects made in C, where Cython's own way would look up globals, or copy, on every call. */
+#ifndef HARKEN_OBJECTS_H
+#define HARKEN_OBJECTS_H
+
+#include <Python.h>
+
+/* An object of a class of ours, as its __new__ makes it: __init__ is not called. */
+static inline PyObject *object_of(PyTypeObject *kind)
+{
+    PyObject *none_given = PyTuple_New(0), *made = NULL;
+    if (none_given) {
+        made = kind->tp_new(kind, none_given, NULL);
+        Py_DECREF(none_given);
+    }
+    return made;
+}
+
+/* An object of a subclass of tuple, with the items of a list. tuple.__new__ would make an exact tuple first. */
+static inline PyObject *tuple_of(PyTypeObject *kind, PyObject *items)
+{
+    Py_ssize_t n, count = PyList_GET_SIZE(items);
+    PyObject *made = PyType_GenericAlloc(kind, count);
+    if (made == NULL)
+        return NULL;
+#if PY_VERSION_HEX >= 0x030E0000
+    ((PyTupleObject *)made)->ob_hash = -1; /* not known yet */
+#endif
+    for (n = 0; n < count; n++)
+        PyTuple_SET_ITEM(made, n, Py_NewRef(PyList_GET_ITEM(items, n)));
+    return made;
+}
+
+#endif
