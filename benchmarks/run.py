@@ -32,8 +32,8 @@ CASES = [
     Case("numeric", "getaddrinfo, numeric", 5000),
     Case("numeric_decoded", "getaddrinfo, numeric, entries decoded", 5000),
     Case("wildcard", "getaddrinfo(None), both families", 500),
-    Case("listen", "a listener opened and closed: listen()", 500),
-    Case("steps", "a listener opened and closed: step by step", 500),
+    Case("listen", "a listener opened and closed: listen()", 200),
+    Case("steps", "a listener opened and closed: step by step", 200),
     Case("drain_many", "{} queued: accept_many(64); stdlib: accept()", 2000),
     Case("drain_many_nonblocking", "{} queued: accept_many(64); stdlib: accept(), setblocking(False)", 2000),
     Case("drain_one", "{} queued, addresses asked for: accept()", 2000),
@@ -89,7 +89,7 @@ def measure(cases: list[Case], rounds: int) -> list[tuple[Case, report.Samples]]
 def main() -> None:
     names = [case.name for case in CASES]
     parser = argparse.ArgumentParser(description="harken beside C and the standard library, interleaved")
-    parser.add_argument("--rounds", type=int, default=25, help="measurements of each, besides one to warm up")
+    parser.add_argument("--rounds", type=int, default=41, help="measurements of each, besides one to warm up")
     parser.add_argument("--case", action="append", choices=names, help="only this one; may be repeated")
     parser.add_argument("--count", type=int, help="operations a measurement, instead of each case's own number")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every sample, in nanoseconds, to this file")

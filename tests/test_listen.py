@@ -664,10 +664,11 @@ def test_when_no_family_is_there_it_is_an_error(poison: Poison, poisoned: str, s
         (":0", "socket:2:24"),  # out of descriptors is no lack of a family
         (":0", "bind:2:13"),
         ("far:0", "bind:2:99"),  # an address that is elsewhere is a mistake
+        ("near:0", "bind:2:99"),
     ],
 )
 def test_other_failures_are_not_left_out(poison: Poison, bind: str, poisoned: str) -> None:
-    report = poison.run(f"attempt({bind!r})", poison=poisoned, hosts="far=127.0.0.1,2001:db8::1")
+    report = poison.run(f"attempt({bind!r})", poison=poisoned, hosts="far=127.0.0.1,2001:db8::1 near=127.0.0.1,::2")
     step, _, number = poisoned.split(":")
     assert (report.said["step"], report.said["errno"]) == (step, int(number))
     assert (report.said["open"], report.said["lists"]) == (0, 0)

@@ -28,6 +28,7 @@ cdef enum:
 
 
 @cython.final
+@cython.internal
 cdef class Tools:
     """What listen() takes from Python. It is bound to them: a module that several interpreters may share has no globals
     in C, and to look each up costs as much as to make a socket object."""

@@ -305,11 +305,11 @@ cdef int hint_of(object value, int at) except? -1:
         try:
             return value
         except OverflowError:
-            raise OverflowError(f"getaddrinfo(): {HINTS[at]} is too large for C: {value}") from None
-    raise TypeError(f"getaddrinfo(): {HINTS[at]} must be an int, not {type(value).__name__}")
+            raise OverflowError(f"getaddrinfo(): {_HINTS[at]} is too large for C: {value}") from None
+    raise TypeError(f"getaddrinfo(): {_HINTS[at]} must be an int, not {type(value).__name__}")
 
 
-HINTS = ("family", "type", "proto", "flags")
+_HINTS = ("family", "type", "proto", "flags")
 
 
 cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t given, PyObject *names):
