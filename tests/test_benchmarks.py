@@ -1,0 +1,48 @@
+"""The benchmarks run, and their table is whole. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from machine import LINUX
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+CASES = {
+    "numeric",
+    "numeric_decoded",
+    "wildcard",
+    "listen",
+    "steps",
+    "drain_many",
+    "drain_many_nonblocking",
+    "drain_one",
+    "import",
+}
+
+
+@pytest.mark.skipif(not LINUX, reason="the program in C is measured on Linux")
+@pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
+def test_every_case_with_every_contender(tmp_path: Path) -> None:
+    file = tmp_path / "samples.json"
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--rounds", "2", "--count", "3", "--json", str(file)]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True).stdout
+
+    results = json.loads(file.read_text("utf-8"))["results"]
+    assert {result["case"] for result in results} == CASES
+    for result in results:
+        contenders = {"stdlib", "ours"} if result["case"] == "import" else {"C", "stdlib", "ours"}
+        assert set(result["nanoseconds"]) == contenders
+        for samples in result["nanoseconds"].values():
+            assert len(samples) == 2
+            assert all(nanoseconds > 0 for nanoseconds in samples)
+
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(CASES)
+    assert len({row.count("|") for row in rows}) == 1
