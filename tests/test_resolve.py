@@ -7,6 +7,7 @@ import gc
 import pickle
 import socket
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -238,6 +239,10 @@ def test_what_owns_c_memory_cannot_be_copied(duplicate: Any) -> None:
 def test_nobody_derives_from_what_owns_c_memory(kind: type) -> None:
     with pytest.raises(TypeError):
         type("Derived", (kind,), {})
+
+
+def test_it_is_a_sequence_to_whoever_asks() -> None:
+    assert isinstance(harken.getaddrinfo(None, 80), Sequence)
 
 
 def test_a_list_that_getaddrinfo_did_not_make_is_closed() -> None:

@@ -211,6 +211,24 @@ def test_a_timeout_is_waited_for_and_told(kind: Kind, call: str) -> None:
         assert caught.value.errno is None
 
 
+@pytest.mark.parametrize("call", ["accept", "accept_many", "recv", "send"])
+def test_a_timeout_holds_although_a_duplicate_blocks(kind: Kind, call: str) -> None:
+    """On POSIX the mode belongs to the socket: settimeout() of one descriptor changes it for all."""
+    if call == "accept_many" and kind is socket.socket:
+        pytest.skip("the stdlib has none")
+    with connection(kind) as (client, _), listening(kind) as listener:
+        sock = listener if call.startswith("accept") else client
+        arguments = {"recv": (1,), "send": (bytes(64 * MEGABYTE),)}.get(call, ())
+        sock.settimeout(0.05)
+        with sock.dup() as twin:
+            if call == "send":
+                fill(twin)
+            twin.settimeout(None)
+            with pytest.raises(TimeoutError):
+                while True:
+                    Call(getattr(sock, call), *arguments).outcome(5)
+
+
 def test_the_timeout_of_sendall_is_for_the_whole(kind: Kind) -> None:
     with connection(kind) as (client, server):
         client.settimeout(0.2)

@@ -11,6 +11,8 @@ cimport harken._platform as c
 from harken._address cimport decode, encode, port_of, text_of
 from harken._platform cimport addrinfo, net_address_t, net_length_t
 
+from _collections_abc import Sequence  # collections.abc, without what else is in collections
+
 import harken._lifecycle  # no-cython-lint: starts Winsock, before any call below
 
 
@@ -57,7 +59,8 @@ cdef class AddrInfoEntry:
         )
 
 
-cdef void free_found(found_t *found) noexcept:
+cdef void free_found(found_t *found) noexcept nogil:
+    cdef int n
     # freeaddrinfo(NULL) is promised by neither POSIX nor Winsock.
     for n in range(2):
         if found.lists[n] != NULL:
@@ -77,7 +80,7 @@ cdef int ask_once(
     return error
 
 
-cdef int ask(found_t *found, const char *node, const char *service, addrinfo *hints, bint may_wait) noexcept:
+cdef int ask(found_t *found, const char *node, const char *service, addrinfo *hints) noexcept nogil:
     """One call of getaddrinfo(), or two: then a family that the system has not is passed over, if the other is
     there, and any other error is the error of both."""
     cdef int error, other
@@ -94,9 +97,6 @@ cdef int ask(found_t *found, const char *node, const char *service, addrinfo *hi
             other = ask_once(found, 1, node, service, hints)
             if other == 0 or not is_no_such_family(other):
                 error = other
-    elif may_wait:
-        with nogil:
-            error = ask_once(found, 0, node, service, hints)
     else:
         error = ask_once(found, 0, node, service, hints)
     if error:
@@ -199,8 +199,11 @@ cdef class AddrInfo:
         return "<AddrInfo, closed>" if self.found.size == 0 else f"<AddrInfo {list(self)!r}>"
 
 
-cdef bint is_no_such_family(int error) noexcept:
+cdef bint is_no_such_family(int error) noexcept nogil:
     return error == c.EAI_NONAME or error == c.EAI_FAMILY
+
+
+Sequence.register(AddrInfo)
 
 
 cdef const char *digits_of(int port, char *text) noexcept:
@@ -276,13 +279,14 @@ cdef int resolve(found_t *found, object host, object port, int family, int type,
     if numeric:
         # Nothing here can wait, so the GIL stays where it is: handing it over costs as much as the call.
         hints.ai_flags = flags | c.NET_AI_NUMERICSERV | (c.AI_NUMERICHOST if node != NULL else 0)
-        error = ask(found, node, service, &hints, 0)
+        error = ask(found, node, service, &hints)
         if error != c.EAI_NONAME or node == NULL or flags & c.AI_NUMERICHOST:
             if error:
                 not_found(found, error, host, port)
             return 0
         hints.ai_family, hints.ai_flags = family, flags
-    error = ask(found, node, service, &hints, 1)
+    with nogil:
+        error = ask(found, node, service, &hints)
     if error:
         not_found(found, error, host, port)
     return 0

@@ -1,0 +1,191 @@
+"""The platform room on its own, in C, and the line around it: platforms differ in there and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from machine import linux_only, posix_only
+
+HERE = Path(__file__).resolve().parent
+TREE = HERE.parent
+EXT = TREE / "ext" / "harken"
+ROOM = EXT / "platform"
+
+pytestmark = pytest.mark.skipif(not ROOM.is_dir(), reason="the sources are not beside the tests")
+
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", str(EXT)]
+COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
+MINGW = shutil.which("x86_64-w64-mingw32-gcc")
+WINE = shutil.which("wine")
+
+# Linux, made to look like a system that has neither accept4() nor eventfd(): the other half of on_posix.h.
+OLDER_SYSTEM = """
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#undef SOCK_CLOEXEC
+#undef SOCK_NONBLOCK
+#undef __linux__
+"""
+
+
+def build(compiler: str, source: str, program: Path, *flags: str) -> Path:
+    command = [compiler, *STRICT, *flags, str(HERE / source), "-o", str(program)]
+    if "mingw" in compiler:
+        command.append("-lws2_32")
+    else:
+        command += ["-D_GNU_SOURCE", "-pthread"]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    if "-fsanitize" in "".join(flags) and re.search(r"cannot find .*[alu]+san|unsupported option", built.stderr):
+        pytest.skip("this compiler has no sanitizers")
+    assert (built.returncode, built.stderr) == (0, "")
+    return program
+
+
+def last_line(*command: str | Path, **environment: str) -> str:
+    ran = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()[-1]
+
+
+@posix_only
+@pytest.mark.skipif(not COMPILERS, reason="there is neither gcc nor clang")
+class TestOnThisSystem:
+    @pytest.mark.parametrize("compiler", COMPILERS)
+    @pytest.mark.parametrize("optimised", ["-O0", "-O2"])
+    def test_the_contract_is_kept(self, compiler: str, optimised: str, tmp_path: Path) -> None:
+        assert last_line(build(compiler, "flow.c", tmp_path / "flow", optimised)) == "ok"
+
+    @pytest.mark.parametrize("compiler", COMPILERS)
+    def test_no_undefined_behaviour_and_no_leak(self, compiler: str, tmp_path: Path) -> None:
+        flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        assert last_line(build(compiler, "flow.c", tmp_path / "flow", *flags)) == "ok"
+
+    @linux_only
+    def test_the_contract_is_kept_without_accept4_and_eventfd(self, tmp_path: Path) -> None:
+        (tmp_path / "older.h").write_text(OLDER_SYSTEM)
+        program = build(COMPILERS[0], "flow.c", tmp_path / "flow", "-include", str(tmp_path / "older.h"))
+        assert last_line(program) == "ok"
+        assert not {"accept4", "eventfd"} & symbols(program)
+        assert {"accept4", "eventfd"} <= symbols(build(COMPILERS[0], "flow.c", tmp_path / "flow"))
+
+
+def symbols(program: Path) -> set[str]:
+    """The names that a program imports, as far as this test asks."""
+    content = program.read_bytes()
+    return {name for name in ("accept4", "eventfd") if re.search(rb"\0" + name.encode() + rb"[\0@]", content)}
+
+
+@posix_only
+@pytest.mark.skipif(not MINGW, reason="there is no x86_64-w64-mingw32-gcc")
+class TestWinsock:
+    @pytest.fixture
+    def programs(self, tmp_path: Path) -> list[Path]:
+        fakes = ["-DWINSOCK_API_LINKAGE=", "-DWSAStartup=fake_start", "-DWSACleanup=fake_cleanup"]
+        compiler = str(MINGW)
+        return [
+            build(compiler, "flow.c", tmp_path / "flow.exe"),
+            build(compiler, "startup.c", tmp_path / "startup.exe", *fakes),
+        ]
+
+    @pytest.fixture
+    def wine(self) -> Iterator[dict[str, str]]:
+        """A Wine of its own, which is too large to be left behind in tmp_path."""
+        folder = Path(tempfile.mkdtemp(prefix="harken-wine-"))
+        settings = {"WINEPREFIX": str(folder), "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml="}
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        environment = os.environ | settings
+        # Wine's services start here: started by a later command they would hold its output open.
+        subprocess.run([str(WINE), "wineboot", "-i"], env=environment, timeout=100, check=False, **quiet)
+        yield settings
+        subprocess.run(["wineserver", "-k"], env=environment, timeout=20, check=False, **quiet)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def test_it_compiles_without_a_warning(self, programs: list[Path]) -> None:
+        assert all(program.stat().st_size for program in programs)
+
+    @pytest.mark.skipif(not WINE, reason="there is no wine")
+    @pytest.mark.timeout(200)
+    def test_the_contract_is_kept_and_the_lifecycle_paired(self, programs: list[Path], wine: dict[str, str]) -> None:
+        for program in programs:
+            assert last_line(str(WINE), program, **wine) == "ok"
+
+
+# ---------------------------------------------------------------------- the line
+
+
+def sources(*suffixes: str) -> list[Path]:
+    """The files of ext and src outside the room."""
+    found = [
+        path
+        for folder in (EXT, TREE / "src" / "harken")
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in suffixes and ROOM not in path.parents
+    ]
+    assert found
+    return found
+
+
+def named(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=[path.name for path in paths])
+
+
+ALL = sources(".pyx", ".pxd", ".py", ".pyi") if ROOM.is_dir() else []
+
+
+@named(ALL)
+def test_nothing_outside_the_room_asks_where_it_runs(path: Path) -> None:
+    asks = re.compile(r"#if |#ifn?def|_WIN32|\bwin32\b|sys\.platform|os\.name|platform\.system")
+    found = [line for line in path.read_text(encoding="utf-8").splitlines() if asks.search(line)]
+    assert found == []
+
+
+@named([path for path in ALL if path.suffix in {".pyx", ".pxd"}])
+def test_c_names_come_in_by_one_door(path: Path) -> None:
+    externs = len(re.findall(r"^\s*cdef extern", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert (externs > 0) == (path.name == "_platform.pxd")
+
+
+def test_no_header_shadows_one_of_the_system() -> None:
+    names = {path.name for path in EXT.rglob("*.h")}
+    assert names >= {"net.h", "on_posix.h", "on_windows.h"}
+    assert not names & {"windows.h", "winsock.h", "winsock2.h", "socket.h", "sockets.h", "errno.h", "poll.h", "netdb.h"}
+    assert all(path.parent == ROOM for path in EXT.rglob("*.h"))
+
+
+def test_the_room_is_one_contract_and_one_file_a_platform() -> None:
+    contract = (ROOM / "net.h").read_text(encoding="utf-8")
+    promised = {name for line in contract.splitlines() for name in re.findall(r"^ \*   (.+?)  +", line)}
+    promised = {name.rstrip("*") for names in promised for name in re.split(r",\s*", names) if name.startswith("net_")}
+    assert len(promised) > 15
+    for platform in ("on_posix.h", "on_windows.h"):
+        text = contract + (ROOM / platform).read_text(encoding="utf-8")
+        defined = set(re.findall(r"^static inline [\w ]+?\**(net_\w+)\(", text, re.MULTILINE))
+        missing = {name for name in promised if not any(have.startswith(name) for have in defined)}
+        assert missing == set(), platform
+
+
+@pytest.mark.parametrize("call", ["getaddrinfo", "freeaddrinfo", "bind", "listen"])
+def test_the_compiled_modules_name_the_calls(call: str) -> None:
+    named_in = [path.name for path in ALL if path.suffix == ".pyx" and f"c.{call}(" in path.read_text(encoding="utf-8")]
+    assert named_in != []
+
+
+def test_the_errors_of_the_system_are_read_in_the_room_only() -> None:
+    reads = re.compile(r"\berrno\s*[.(]|WSAGetLastError|GetLastError")
+    assert [
+        path.name for path in ALL if path.suffix in {".pyx", ".pxd"} and reads.search(path.read_text("utf-8"))
+    ] == []
