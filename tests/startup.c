@@ -1,5 +1,5 @@
-/* The lifecycle beside a Winsock that misbehaves. Compiled with -DWSAStartup=fake_start -DWSACleanup=fake_cleanup, so that
- * platform/on_windows.h calls the functions below. Prints "ok", or the line that was not as it should be. */
+/* The lifecycle beside a Winsock that misbehaves. Compiled with -DWSAStartup=fake_start -DWSACleanup=fake_cleanup, so
+ * that platform/on_windows.h calls the functions below. Prints "ok", or the line that was not as it should be. */
 #if __has_include("platform/net.h") /* without it, somebody compiles all helpers of the tests, and this is none */
 #include "platform/net.h"
 

@@ -33,20 +33,24 @@ cdef class Tools:
     """What listen() takes from Python. It is bound to them: a module that several interpreters may share has no globals
     in C, and to look each up costs as much as to make a socket object."""
 
+    cdef bint held  # for bind(), which stops before listen
     cdef dict known
     cdef type listener, listeners
 
-    def __cinit__(self):
-        self.known, self.listener, self.listeners = KNOWN, Listener, Listeners
+    def __cinit__(self, bint held):
+        self.held, self.known, self.listener, self.listeners = held, KNOWN, Listener, Listeners
 
     cdef tuple read(self, object bind):
         """Known are binds that were read before; not what only equals one (True, 8080.0), not what cannot be a key."""
         found = self.known.get(bind) if type(bind) is str or type(bind) is int else None
         return <tuple>(parse(bind) if found is None else found)
 
+    cdef str called(self):
+        return "bind()" if self.held else "listen()"
+
 
 cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, PyObject *names):
-    """listen(), with its arguments as CPython hands them over: the options stand behind the binds."""
+    """listen() or bind(), with its arguments as CPython hands them over: the options stand behind the binds."""
     cdef list sockets = [], left_out = None
     cdef Socket sock
     cdef int error, backlog = -1
@@ -55,10 +59,10 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
         for n in range(PyTuple_GET_SIZE(<object>names)):
             name = <object>PyTuple_GET_ITEM(<object>names, n)
             if name != "backlog":
-                raise TypeError(f"listen() got an unexpected keyword argument {name!r}")
+                raise TypeError(f"{tools.called()} got an unexpected keyword argument {name!r}")
             backlog = backlog_of(<object>binds[count + n])
     if count == 0:
-        raise TypeError("listen() needs at least one bind, as in listen('127.0.0.1:8080')")
+        raise TypeError(f"{tools.called()} needs at least one bind, as in '127.0.0.1:8080'")
     # All are read before the first socket exists: those after the first here.
     for n in range(1, count):
         tools.read(<object>binds[n])
@@ -67,9 +71,9 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
             left_out = bind_one(tools, tools.read(<object>binds[n]), sockets, left_out)
         for opened in sockets:
             sock = <Socket>opened  # unchecked, which saves a look at the class
-            error = sock.listen_for(backlog)
+            error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
             if error:
-                fail("listen", sock.getsockname(), error)
+                fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
         if left_out is not None:
             return IncompleteListeners(sockets, left_out)
         return c.tuple_of(tools.listeners, sockets)
@@ -78,7 +82,7 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
         raise
 
 
-cdef c.PyMethodDef METHOD = c.PyMethodDef(
+cdef c.PyMethodDef LISTEN = c.PyMethodDef(
     "listen",
     <void *>vectorcall,
     c.METH_FASTCALL | c.METH_KEYWORDS,
@@ -99,7 +103,24 @@ POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
 Raises ValueError for a bind that cannot be read, and ListenError, which is an OSError, for a step that failed.
 """,
 )
-listen = c.PyCFunction_NewEx(&METHOD, Tools(), __name__)
+cdef c.PyMethodDef BIND = c.PyMethodDef(
+    "bind",
+    <void *>vectorcall,
+    c.METH_FASTCALL | c.METH_KEYWORDS,
+    b"""bind(*binds, backlog=None)
+--
+
+Like listen(), but stops before it: the addresses are ours, and connections are refused until ``listen()`` of the
+result. A server that takes minutes to be ready finds out at once whether it can have its port.
+
+No other process can bind the addresses and listen on them meanwhile, and connections of an earlier server that are in
+TIME_WAIT are not in the way. For that, SO_REUSEADDR is on while Linux binds and off until it listens: two sockets that
+both have it may be bound to one address, and whoever calls listen(2) first wins. On Windows SO_EXCLUSIVEADDRUSE does
+the same; macOS and the BSDs refuse the second bind(2) by themselves.
+""",
+)
+listen = c.PyCFunction_NewEx(&LISTEN, Tools(False), __name__)
+bind = c.PyCFunction_NewEx(&BIND, Tools(True), __name__)
 
 
 cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out):

@@ -92,6 +92,7 @@ cdef extern from "platform/net.h" nogil:
     int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
     int net_describe(net_socket_t s, int *family, int *type, int *proto)
     int net_listener_defaults(net_socket_t s, int family)
+    int net_hold(net_socket_t s, int family, bint on)
     int net_backlog(int wished)
     int net_queue(net_socket_t s, long *queued, long *limit)
     int net_scope_name(unsigned int index, char *name)

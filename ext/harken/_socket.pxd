@@ -10,12 +10,15 @@ cdef class Socket:
     cdef bint blocks  # the mode of the handle itself
     cdef bint has_waker
     cdef net_waker_t waker  # owned: made by the first accept() that waits, closed with the handle
+    cdef bint held  # bound so that nobody else can listen: undone before listen(2)
+    cdef int wished  # the backlog for listen(), -1 for the most
     cdef double seconds  # the timeout: negative waits for ever, 0 not at all
     cdef PyThread_type_lock idle  # owned by close(): released by the last call that leaves
     cdef object __weakref__
 
     cdef int open(self, int family, int type, int proto) noexcept
     cdef int bind_to(self, const sockaddr *address, net_length_t length) noexcept
+    cdef int hold(self, int backlog) noexcept
     cdef int listen_for(self, int backlog) noexcept
     cdef int end(self) noexcept
 

@@ -45,6 +45,7 @@ cdef class Socket:
 
     def __cinit__(self):
         self.handle = c.NET_INVALID
+        self.wished = -1
         self.seconds = -1
         self.blocks = not c.NET_WAITS_BY_POLL
         self.forks = forks()
@@ -96,7 +97,20 @@ cdef class Socket:
     cdef int bind_to(self, const sockaddr *address, net_length_t length) noexcept:
         return c.net_last_error() if c.bind(self.handle, address, length) != 0 else 0
 
+    cdef int hold(self, int backlog) noexcept:
+        """After bind(2), for a listen(2) that comes later."""
+        cdef int error = c.net_hold(self.handle, self.family, True)
+        self.held, self.wished = error == 0, backlog
+        return error
+
     cdef int listen_for(self, int backlog) noexcept:
+        cdef int error
+        if self.held:
+            # Back to what a restarted server must find when this one has connections in TIME_WAIT.
+            error = c.net_hold(self.handle, self.family, False)
+            if error:
+                return error
+            self.held = False
         return c.net_last_error() if c.listen(self.handle, c.net_backlog(backlog)) != 0 else 0
 
     cdef int end(self) noexcept:
@@ -247,11 +261,11 @@ cdef class Socket:
     def listen(self, backlog=None):
         """listen(2): from now on the system accepts connections, ``backlog`` of which may wait to be taken.
 
-        None asks for the most that the system grants: on Linux net.core.somaxconn, on Windows SOMAXCONN. On Windows a
-        number above 200 is passed as SOMAXCONN_HINT, which the standard library cannot do. Raises ValueError for a
-        negative number.
+        None asks for what `harken.bind` was given, or else for the most that the system grants: on Linux
+        net.core.somaxconn, on Windows SOMAXCONN. On Windows a number above 200 is passed as SOMAXCONN_HINT, which the
+        standard library cannot do. Raises ValueError for a negative number.
         """
-        cdef int error, wished = backlog_of(backlog)
+        cdef int error, wished = self.wished if backlog is None else backlog_of(backlog)
         self.must_be_open()
         error = self.listen_for(wished)
         if error:

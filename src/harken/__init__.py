@@ -5,7 +5,7 @@ The map of the house, in the order of the flow:
     _bind        what people write: ":8080", "[::1]:8080"
     _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
-    _listen      the story, name → addresses → socket → bind → listen: `listen`   (compiled)
+    _listen      the story, name → addresses → socket → bind → listen: `listen`, `bind`
     _listener    what a server holds: `Listeners`, `Listener`
     _errors      what went wrong, in which step, on which address: `ListenError`
     __main__     the command line
@@ -50,7 +50,7 @@ from ._constants import (
     SOMAXCONN,
     TCP_NODELAY,
 )
-from ._listen import listen
+from ._listen import bind, listen
 from ._listener import Listener, Listeners, ListenerStats
 from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
 from ._socket import Socket
@@ -102,6 +102,7 @@ __all__ = [
     "SO_TYPE",
     "Socket",
     "TCP_NODELAY",
+    "bind",
     "getaddrinfo",
     "listen",
 ]

@@ -93,6 +93,14 @@ class Listeners(tuple[Listener, ...]):
             raise ValueError(f"these listeners have {len(ports)} ports: {', '.join(map(str, self))}")
         return ports.pop()
 
+    def listen(self, backlog: int | None = None) -> None:
+        """After `harken.bind`: from now on connections are accepted. ``backlog`` goes over what bind() was given.
+
+        Raises OSError when one cannot listen; the others do then.
+        """
+        for listener in self:
+            listener.listen(backlog)
+
     def sockets(self) -> list[stdlib.socket]:
         """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves."""
         return [listener.to_socket() for listener in self]

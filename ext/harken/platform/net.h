@@ -26,6 +26,7 @@
  *   net_duplicate               a second handle of the same socket
  *   net_describe                family, type and protocol of a handle that came from elsewhere
  *   net_listener_defaults       what every listening TCP socket wants before bind()
+ *   net_hold                    keep others from listening on a bound address until we do
  *   net_backlog                 what to hand to listen() for a wished queue length
  *   net_queue                   how many connections wait, and how many may
  *   net_died_waiting            does this error of accept() concern one connection only?

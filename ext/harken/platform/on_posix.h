@@ -344,6 +344,23 @@ static inline int net_listener_defaults(net_socket_t s, int family)
     return 0;
 }
 
+/* On Linux two sockets may be bound to one address when both have SO_REUSEADDR and neither listens; the first to listen
+ * wins. Without the option on ours, nobody can join. macOS and the BSDs refuse the second bind() in any case: nothing is
+ * right there. */
+static inline int net_hold(net_socket_t s, int family, int on)
+{
+#ifdef __linux__
+    int reuse = !on;
+    if (family == AF_INET || family == AF_INET6)
+        return setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) == 0 ? 0 : errno;
+#else
+    (void)s;
+    (void)on;
+#endif
+    (void)family;
+    return 0;
+}
+
 /* Linux takes the smaller of the wish and net.core.somaxconn, whatever the wish; macOS and the BSDs read a negative
  * number as "the most", where a large one was once truncated to 16 bits. */
 static inline int net_backlog(int wished)

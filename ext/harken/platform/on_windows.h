@@ -310,6 +310,15 @@ static inline int net_listener_defaults(net_socket_t s, int family)
     return 0;
 }
 
+/* Nothing to do: SO_EXCLUSIVEADDRUSE holds the address from bind() on. */
+static inline int net_hold(net_socket_t s, int family, int on)
+{
+    (void)s;
+    (void)family;
+    (void)on;
+    return 0;
+}
+
 /* SOMAXCONN means "what Microsoft finds reasonable", several hundred; a larger wish must be passed as a hint, which is
  * honoured from 200 to 65535. */
 static inline int net_backlog(int wished)
