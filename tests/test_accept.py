@@ -410,6 +410,19 @@ def test_the_port_is_free_once_close_returns(call: str) -> None:
                 each.outcome()
 
 
+@pytest.mark.parametrize("call", ["accept", "accept_many"])
+def test_close_ends_accept_although_a_duplicate_made_the_listener_block(listener: harken.Socket, call: str) -> None:
+    with clients(listener.getsockname(), 1):
+        listener.accept()[0].close()
+    with listener.dup() as twin:
+        twin.setblocking(False)
+        twin.setblocking(True)
+        waiting = Call(getattr(listener, call)).blocked()
+        assert Call(listener.close).outcome() is None
+        with fails(EBADF):
+            waiting.outcome()
+
+
 def test_two_threads_may_close_at_the_same_time(listener: harken.Socket) -> None:
     waiting = [Call(listener.accept).blocked() for _ in range(4)]
     for closer in [Call(listener.close) for _ in range(4)]:

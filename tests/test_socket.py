@@ -1455,3 +1455,25 @@ gc.collect()
 print(len(os.listdir("/proc/self/fd")) < 10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512)
 """
     assert python(code).stdout == "True True\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda sock: harken.Socket(2.0), "family"),
+        (lambda sock: harken.Socket(harken.AF_INET, "stream"), "type"),
+        (lambda sock: harken.Socket(harken.AF_INET, harken.SOCK_STREAM, 6.5), "proto"),
+        (lambda sock: sock.getsockopt(1.9, 3), "level"),
+        (lambda sock: sock.getsockopt(harken.SOL_SOCKET, None), "optname"),
+        (lambda sock: sock.setsockopt(harken.SOL_SOCKET, 2.5, 1), "optname"),
+        (lambda sock: sock.shutdown("both"), "how"),
+    ],
+)
+def test_what_c_takes_as_an_int_must_be_one(call: Callable[[harken.Socket], object], named: str) -> None:
+    with harken.Socket() as sock, pytest.raises(TypeError, match=named):
+        call(sock)
+
+
+def test_what_is_too_large_for_c_is_named() -> None:
+    with harken.Socket() as sock, pytest.raises(OverflowError, match="value"):
+        sock.setsockopt(harken.SOL_SOCKET, harken.SO_RCVBUF, 2**40)

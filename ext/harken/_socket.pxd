@@ -32,6 +32,7 @@ cdef class Socket:
 
     cdef double deadline(self) noexcept
     cdef int set_blocks(self, bint on) except -1
+    cdef int must_not_block(self) except -1
     cdef int wait(self, short events, double deadline, bint wakeable) except -1
     cdef bint ready(self, short events, double deadline, bint wakeable) except -1
     cdef int ensure_waker(self) except -1

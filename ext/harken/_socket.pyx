@@ -17,7 +17,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.math cimport ceil, isfinite
+from libc.math cimport ceil, isinf, isnan
 from libc.string cimport memset
 
 cimport harken._platform as c
@@ -50,16 +50,14 @@ cdef class Socket:
         self.blocks = not c.NET_WAITS_BY_POLL
         self.forks = forks()
 
-    def __init__(self, int family=-1, int type=-1, int proto=-1, fileno=None):
-        cdef int error
+    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
+        cdef int error, of = int_of(family, "family"), kind = int_of(type, "type"), by = int_of(proto, "proto")
         if self.handle != c.NET_INVALID:
             raise RuntimeError("this Socket has its handle already")
         if fileno is not None:
-            self.adopt(fileno, family, type, proto)
+            self.adopt(fileno, of, kind, by)
             return
-        error = self.open(
-            c.AF_INET if family == -1 else family, c.SOCK_STREAM if type == -1 else type, 0 if proto == -1 else proto
-        )
+        error = self.open(c.AF_INET if of == -1 else of, c.SOCK_STREAM if kind == -1 else kind, 0 if by == -1 else by)
         if error:
             c.net_raise(error)
 
@@ -195,6 +193,13 @@ cdef class Socket:
         self.blocks = on
         return 0
 
+    cdef int must_not_block(self) except -1:
+        """For accept(2), which has no MSG_DONTWAIT, and from which close() could not wake a thread. Duplicates and
+        other processes share the mode and may have changed it; an ioctl() costs less than a poll() before each."""
+        if self.seconds != 0:
+            self.blocks = not c.NET_WAITS_BY_POLL
+        return self.set_blocks(False)
+
     cdef int wait(self, short events, double deadline, bint wakeable) except -1:
         """Returns when the handle is ready. Raises TimeoutError, EBADF when closed, what a signal handler raises."""
         if not self.ready(events, deadline, wakeable):
@@ -285,9 +290,7 @@ cdef class Socket:
         cdef Socket connection
         cdef double deadline = self.deadline()
         self.must_be_open()
-        self.set_blocks(False)
-        if self.seconds > 0:
-            self.wait_for_connection(deadline)  # first, as accept(2) has no MSG_DONTWAIT: see NET_DONTWAIT
+        self.must_not_block()
         while True:
             length = sizeof(peer)
             self.enter(False)
@@ -322,9 +325,7 @@ cdef class Socket:
         if limit < 1:
             raise ValueError(f"limit must be at least 1: {limit}")
         self.must_be_open()
-        self.set_blocks(False)
-        if self.seconds > 0:
-            self.wait_for_connection(deadline)  # first, as accept(2) has no MSG_DONTWAIT: see NET_DONTWAIT
+        self.must_not_block()
         while True:
             wished = <int>min(limit - len(found), BATCH)
             self.enter(False)
@@ -474,7 +475,10 @@ cdef class Socket:
         cdef Py_buffer view
         if nbytes < 0:
             raise ValueError("negative buffersize in recv_into")
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        except BufferError as error:
+            raise TypeError(f"recv_into(): buffer must be writable and contiguous: {error}") from None
         try:
             if nbytes > view.len:
                 raise ValueError("buffer too small for requested bytes")
@@ -580,10 +584,11 @@ cdef class Socket:
 
     # ------------------------------------------------------------------ names, options, modes
 
-    def shutdown(self, int how):
+    def shutdown(self, how):
         """shutdown(2): SHUT_RD, SHUT_WR or SHUT_RDWR."""
+        cdef int sides = int_of(how, "how")
         self.must_be_open()
-        if c.shutdown(self.handle, how) != 0:
+        if c.shutdown(self.handle, sides) != 0:
             c.net_raise(c.net_last_error())
 
     def getsockname(self):
@@ -608,41 +613,43 @@ cdef class Socket:
             c.net_raise(c.net_last_error())
         return decode(&address.any, min(length, sizeof(address)))
 
-    def getsockopt(self, int level, int optname, int buflen=0):
+    def getsockopt(self, level, optname, Py_ssize_t buflen=0):
         """An option as a number, or as ``buflen`` bytes: getsockopt(2)."""
+        cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
         cdef int value = 0  # Winsock writes a single byte for some booleans
         cdef net_length_t size = sizeof(value)
         cdef bytearray data
         self.must_be_open()
         if buflen == 0:
-            if c.getsockopt(self.handle, level, optname, <char *>&value, &size) != 0:
+            if c.getsockopt(self.handle, at, name, <char *>&value, &size) != 0:
                 c.net_raise(c.net_last_error())
             return value
         if not 0 < buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         data = bytearray(buflen)
-        size = buflen
-        if c.getsockopt(self.handle, level, optname, <char *>data, &size) != 0:
+        size = <net_length_t>buflen
+        if c.getsockopt(self.handle, at, name, <char *>data, &size) != 0:
             c.net_raise(c.net_last_error())
         return bytes(data[:size])
 
-    def setsockopt(self, int level, int optname, value, optlen=None):
+    def setsockopt(self, level, optname, value, optlen=None):
         """Sets an option to a number, to bytes, or to None with a length: setsockopt(2)."""
+        cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
         cdef int number, failed
         cdef Py_buffer view
         self.must_be_open()
         if value is None:
             if optlen is None:
                 raise TypeError("setsockopt(): a value of None needs optlen")
-            failed = c.setsockopt(self.handle, level, optname, NULL, optlen)
+            failed = c.setsockopt(self.handle, at, name, NULL, optlen)
         elif optlen is not None:
             raise TypeError("setsockopt(): optlen goes with a value of None only")
         elif isinstance(value, int):
-            number = value
-            failed = c.setsockopt(self.handle, level, optname, <const char *>&number, sizeof(number))
+            number = int_of(value, "value")
+            failed = c.setsockopt(self.handle, at, name, <const char *>&number, sizeof(number))
         else:
             PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
-            failed = c.setsockopt(self.handle, level, optname, <const char *>view.buf, <net_length_t>view.len)
+            failed = c.setsockopt(self.handle, at, name, <const char *>view.buf, <net_length_t>view.len)
             if failed:
                 failed = c.net_last_error()
             PyBuffer_Release(&view)
@@ -661,8 +668,10 @@ cdef class Socket:
         cdef double seconds = -1
         if value is not None:
             seconds = value
-            if not isfinite(seconds):
-                raise ValueError(f"timeout must be a finite number of seconds: {value}")
+            if isnan(seconds):
+                raise ValueError("timeout must be a number of seconds, not NaN")
+            if isinf(seconds):
+                raise OverflowError(f"timeout must be a finite number of seconds: {value}")
             if seconds < 0:
                 raise ValueError("Timeout value out of range")
         self.must_be_open()
@@ -775,9 +784,10 @@ cdef class Socket:
         return 0 if error == c.NET_ECONNRESET else error
 
     def detach(self):
-        """Gives the handle away, open, in the mode that the timeout says; this object is closed."""
+        """Gives the handle away, open, in the mode that the timeout says; this object is closed. -1 when it was."""
         cdef net_socket_t handle
-        self.must_be_open()
+        if self.handle == c.NET_INVALID:
+            return -1
         if c.NET_WAITS_BY_POLL and self.seconds < 0:
             c.net_blocking(self.handle, True)
         else:
@@ -817,6 +827,16 @@ cdef class Socket:
             except OSError:
                 pass  # not connected, or gone
         return text + ">"
+
+
+cdef int int_of(object value, str name) except? -1:
+    """An argument that C takes as an int; a float is none."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    try:
+        return value
+    except OverflowError:
+        raise OverflowError(f"{name} is too large for C: {value}") from None
 
 
 cdef int backlog_of(object backlog) except -2:

@@ -308,24 +308,26 @@ static inline int net_describe(net_socket_t s, int *family, int *type, int *prot
 {
     struct sockaddr_storage name;
     socklen_t size = sizeof *type;
-    *family = *proto = 0;
-    *type = 0;
-    if (getsockopt(s, SOL_SOCKET, SO_TYPE, type, &size) != 0)
+    int kind = 0, protocol = 0;
+    *family = *type = *proto = 0;
+    if (getsockopt(s, SOL_SOCKET, SO_TYPE, &kind, &size) != 0)
         return errno;
     memset(&name, 0, sizeof name);
     size = sizeof name;
     if (getsockname(s, (struct sockaddr *)&name, &size) != 0)
         return errno;
-    *family = name.ss_family;
 #ifdef SO_PROTOCOL
-    size = sizeof *proto;
-    if (getsockopt(s, SOL_SOCKET, SO_PROTOCOL, proto, &size) != 0)
+    size = sizeof protocol;
+    if (getsockopt(s, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) != 0)
         return errno;
 #else
     /* macOS cannot be asked; a stream socket of the internet families is TCP there. */
-    if (*type == SOCK_STREAM && (*family == AF_INET || *family == AF_INET6))
-        *proto = IPPROTO_TCP;
+    if (kind == SOCK_STREAM && (name.ss_family == AF_INET || name.ss_family == AF_INET6))
+        protocol = IPPROTO_TCP;
 #endif
+    *family = name.ss_family;
+    *type = kind;
+    *proto = protocol;
     return 0;
 }
 
