@@ -48,10 +48,10 @@ def listener() -> Iterator[harken.Socket]:
 
 def wait_for_queue(listener: harken.Socket, length: int) -> None:
     """A client may come back from connect() a moment before the connection stands in the queue."""
-    if queue_of(listener)[0] is None:
+    if queue_of(listener.fileno())[0] is None:
         time.sleep(0.05)  # a system that does not tell
     else:
-        wait_until(lambda: queue_of(listener)[0] == length)
+        wait_until(lambda: queue_of(listener.fileno())[0] == length)
 
 
 def close_all(sockets: list[Any]) -> None:

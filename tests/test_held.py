@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import harken
-from machine import LINUX, LOOPBACKS, bind_text, linux_only, posix_only
+from machine import LOOPBACKS, WINDOWS, bind_text, linux_only, posix_only
 
 THIEF = """
 import socket, sys
@@ -61,13 +61,14 @@ def test_every_address_is_bound_and_port_0_is_one_number() -> None:
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("host", LOOPBACKS)
 def test_another_process_cannot_take_it_held_or_listening(host: str, reuse: bool) -> None:
-    if reuse and not LINUX and sys.platform == "win32":
+    if reuse and WINDOWS:
         pytest.skip("SO_REUSEADDR means something else on Windows; SO_EXCLUSIVEADDRUSE has tests of its own")
     wildcard = "::" if ":" in host else "0.0.0.0"
     with harken.bind(bind_text(host)) as listeners:
         (listener,) = listeners
         assert steal(listener, host, reuse) == "refused"
-        assert steal(listener, wildcard, reuse) == "refused"
+        if not WINDOWS:  # where a wildcard may stand beside a specific address, and gets none of its connections
+            assert steal(listener, wildcard, reuse) == "refused"
         listeners.listen()
         assert steal(listener, host, reuse) == "refused"
 

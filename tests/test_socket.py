@@ -1460,9 +1460,9 @@ print(len(os.listdir("/proc/self/fd")) < 10, resource.getrusage(resource.RUSAGE_
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda sock: harken.Socket(2.0), "family"),
-        (lambda sock: harken.Socket(harken.AF_INET, "stream"), "type"),
-        (lambda sock: harken.Socket(harken.AF_INET, harken.SOCK_STREAM, 6.5), "proto"),
+        (lambda _: harken.Socket(2.0), "family"),
+        (lambda _: harken.Socket(harken.AF_INET, "stream"), "type"),
+        (lambda _: harken.Socket(harken.AF_INET, harken.SOCK_STREAM, 6.5), "proto"),
         (lambda sock: sock.getsockopt(1.9, 3), "level"),
         (lambda sock: sock.getsockopt(harken.SOL_SOCKET, None), "optname"),
         (lambda sock: sock.setsockopt(harken.SOL_SOCKET, 2.5, 1), "optname"),

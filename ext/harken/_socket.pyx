@@ -862,11 +862,21 @@ cdef bytearray control_of(object ancdata):
     return control
 
 
-def queue_of(Socket listener not None):
-    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not tell."""
+def queue_of(handle):
+    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not tell.
+
+    Raises OSError for a handle that is no socket.
+    """
     cdef long queued = -1, limit = -1
-    listener.must_be_open()
-    c.net_queue(listener.handle, &queued, &limit)
+    cdef int family, type, proto, error
+    cdef net_socket_t sock
+    if not isinstance(handle, int):
+        raise TypeError(f"handle must be an int, not {handle.__class__.__name__}")
+    sock = c.NET_INVALID if handle < 0 else handle
+    if c.net_queue(sock, &queued, &limit) != 0:
+        error = c.net_describe(sock, &family, &type, &proto)
+        if error:
+            c.net_raise(error)
     return (None if queued < 0 else queued), (None if limit < 0 else limit)
 
 

@@ -7,6 +7,8 @@ The map of the house, in the order of the flow:
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
     _listen      the story, name → addresses → socket → bind → listen: `listen`, `bind`
     _listener    what a server holds: `Listeners`, `Listener`
+    _stats       how long the queues are: `stats`
+    _handover    the same as `socket.socket` objects, for other servers
     _errors      what went wrong, in which step, on which address: `ListenError`
     __main__     the command line
 
@@ -51,9 +53,10 @@ from ._constants import (
     TCP_NODELAY,
 )
 from ._listen import bind, listen
-from ._listener import Listener, Listeners, ListenerStats
+from ._listener import Listener, Listeners
 from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
 from ._socket import Socket
+from ._stats import ListenerStats, stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,6 +108,7 @@ __all__ = [
     "bind",
     "getaddrinfo",
     "listen",
+    "stats",
 ]
 
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._address import scope_name
 from ._socket import Socket, close_each, queue_of
+from ._stats import ListenerStats, stats
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
@@ -13,24 +14,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._types import Address
-
-
-class ListenerStats:
-    """The accept queue of one listener, as the system tells it; None for what it does not tell."""
-
-    __slots__ = ("backlog", "queued")
-
-    queued: int | None
-    """Connections that are established and wait for accept()."""
-    backlog: int | None
-    """How many may wait. When it is full, Linux leaves clients to try again, Windows refuses them."""
-
-    def __init__(self, queued: int | None, backlog: int | None) -> None:
-        self.queued = queued
-        self.backlog = backlog
-
-    def __repr__(self) -> str:
-        return f"ListenerStats(queued={self.queued}, backlog={self.backlog})"
 
 
 class Listener(Socket):
@@ -57,7 +40,7 @@ class Listener(Socket):
     @property
     def backlog(self) -> int | None:
         """How many connections may wait, as the system granted it; None where it does not tell (macOS, Windows)."""
-        return queue_of(self)[1]
+        return queue_of(self.fileno())[1]
 
     @property
     def state(self) -> str:
@@ -65,8 +48,8 @@ class Listener(Socket):
         return "closed" if self.fileno() < 0 else "listening"
 
     def stats(self) -> ListenerStats:
-        """How many connections wait now, and how many may."""
-        return ListenerStats(*queue_of(self))
+        """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
+        return stats(self)
 
     def __str__(self) -> str:
         return self.url if self.fileno() >= 0 else "closed"
@@ -102,8 +85,14 @@ class Listeners(tuple[Listener, ...]):
             listener.listen(backlog)
 
     def sockets(self) -> list[stdlib.socket]:
-        """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves."""
-        return [listener.to_socket() for listener in self]
+        """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves.
+
+        A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a
+        spawned worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)
+        """
+        from ._handover import hand_over
+
+        return [hand_over(listener) for listener in self]
 
     close = close_each  # compiled: a loop here would cost as much as making a listener
 

@@ -1,0 +1,60 @@
+"""The accept queue, as the system tells it."""
+
+from __future__ import annotations
+
+from ._socket import queue_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class HasFileno(Protocol):
+        def fileno(self) -> int: ...
+
+
+class ListenerStats:
+    """What the system tells of a listener; None for what it does not tell."""
+
+    __slots__ = ("backlog", "drops", "overflows", "queued")
+
+    queued: int | None
+    """Connections that are established and wait for accept(): Linux, FreeBSD."""
+    backlog: int | None
+    """How many may wait: Linux, FreeBSD. When it is full, Linux leaves clients to try again, Windows refuses them."""
+    overflows: int | None
+    """How often a connection found its queue full: of all TCP listeners in this network namespace of Linux together,
+    since it was made. It is the change between two readings that tells something."""
+    drops: int | None
+    """How often a TCP listener dropped a connection for this or any other reason; counted like ``overflows``."""
+
+    def __init__(self, queued: int | None, backlog: int | None, overflows: int | None, drops: int | None) -> None:
+        self.queued = queued
+        self.backlog = backlog
+        self.overflows = overflows
+        self.drops = drops
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={getattr(self, name)}" for name in ("queued", "backlog", "overflows", "drops"))
+        return f"ListenerStats({facts})"
+
+
+def stats(listener: HasFileno | int) -> ListenerStats:
+    """The accept queue of a listener, of any object with a ``fileno()``, or of a handle.
+
+    On Linux by getsockopt(TCP_INFO) and /proc/net/netstat, on FreeBSD by SO_LISTENQLEN. Raises OSError for what is no
+    open socket.
+    """
+    queued, backlog = queue_of(listener.fileno() if hasattr(listener, "fileno") else listener)
+    return ListenerStats(queued, backlog, *_dropped())
+
+
+def _dropped() -> tuple[int | None, int | None]:
+    """The counters of Linux: a line of names, and under it a line of numbers."""
+    try:
+        with open("/proc/net/netstat", encoding="ascii") as table:
+            lines = [line.split() for line in table if line.startswith("TcpExt:")]
+    except OSError:
+        return None, None
+    counters = dict(zip(*lines, strict=True))
+    overflows, drops = counters.get("ListenOverflows"), counters.get("ListenDrops")
+    return None if overflows is None else int(overflows), None if drops is None else int(drops)
