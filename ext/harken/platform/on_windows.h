@@ -273,10 +273,38 @@ static inline void net_waker_close(net_waker_t *waker)
     waker->self = INVALID_SOCKET;
 }
 
+/* For writing, and so for connecting, by select(): before Windows 10 2004 WSAPoll() never tells of a connect() that
+ * failed. A set of one socket has no FD_SETSIZE to mind. */
+static inline int net_wait_writable(net_socket_t s, int milliseconds, int *outcome)
+{
+    fd_set writable, failed;
+    struct timeval time;
+    int n;
+    FD_ZERO(&writable);
+    FD_ZERO(&failed);
+    writable.fd_array[writable.fd_count++] = s;
+    failed.fd_array[failed.fd_count++] = s;
+    time.tv_sec = milliseconds / 1000;
+    time.tv_usec = milliseconds % 1000 * 1000;
+    n = select(0, NULL, &writable, &failed, &time);
+    *outcome = n <= 0 ? NET_TIMED_OUT : NET_READY;
+    return n < 0 ? WSAGetLastError() : 0;
+}
+
+/* `milliseconds` is NET_WAIT_SLICE at the most. Who waits with a waker waits for connections. */
 static inline int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
 {
-    WSAPOLLFD on[2] = {{s, events, 0}, {waker ? waker->self : INVALID_SOCKET, POLLIN, 0}};
-    int n = WSAPoll(on, waker ? 2 : 1, milliseconds);
+    WSAPOLLFD on[2];
+    int n;
+    if (events & POLLOUT)
+        return net_wait_writable(s, milliseconds, outcome);
+    on[0].fd = s;
+    on[0].events = events;
+    on[0].revents = 0;
+    on[1].fd = waker ? waker->self : INVALID_SOCKET;
+    on[1].events = POLLIN;
+    on[1].revents = 0;
+    n = WSAPoll(on, waker ? 2 : 1, milliseconds);
     *outcome = n <= 0 ? NET_TIMED_OUT : on[1].revents ? NET_WOKEN : NET_READY;
     return n < 0 ? WSAGetLastError() : 0;
 }
