@@ -725,6 +725,35 @@ with listening() as listener:
     assert python(code).stdout == f"{errno.EBADF}\n"
 
 
+@posix_only
+@pytest.mark.parametrize("method", ["accept", "accept_many"])
+def test_a_fork_can_close_under_its_own_wait_with_a_timeout(method: str) -> None:
+    code = (
+        FORK
+        + f"""
+with listening() as listener:
+    listener.settimeout(0.001)
+    try:
+        listener.{method}()  # makes the waker
+    except TimeoutError:
+        pass
+    def child():
+        listener.settimeout(50)
+        waiting = Call(listener.{method}).blocked()
+        listener.close()
+        try:
+            waiting.outcome()
+        except TimeoutError:
+            raise AssertionError
+        except OSError:
+            pass
+    in_a_child(child)
+    print("ended")
+"""
+    )
+    assert python(code).stdout == "ended\n"
+
+
 WORKER = """
 import sys, harken
 with harken.Socket(harken.AF_INET, harken.SOCK_STREAM, harken.IPPROTO_TCP, fileno=int(sys.argv[1])) as listener:

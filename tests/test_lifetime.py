@@ -51,6 +51,21 @@ MESSES = {
         threading.Thread(target=accept, daemon=True).start()
         waiting.wait()
     """,
+    "a listener closed by a finaliser under a daemon thread in accept": """
+        import threading
+        class Server:
+            def __init__(self):
+                self.listener = harken.listen("127.0.0.1:0")[0]
+            def __del__(self):
+                self.listener.close()
+        server = Server()
+        # No frame of Python's own, which would keep this module's names, and so the server, alive.
+        threading.Thread(target=list, args=(iter(server.listener.accept, None),), daemon=True).start()
+        client = harken.Socket()
+        client.connect(server.listener.address)
+        while server.listener.stats().queued:
+            pass
+    """,
     "beside the standard library's own start": """
         import socket
         theirs = socket.create_server(("127.0.0.1", 0))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,14 @@ def test_many_clients_are_echoed_and_the_summary_counts_them() -> None:
         assert echoes("127.0.0.1", port_of(line), 100, b"x" * 1000)
         assert next_line(child, "accepted 100 connections, echoed 100000 bytes").endswith("0 were open at the end")
         assert child.wait(30) == 0
+
+
+@needs_ipv6
+def test_a_default_address_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    with harken.listen("[::1]:0") as (held,):
+        monkeypatch.setattr("harken._serve.DEFAULT_BINDS", ("127.0.0.1:0", f"[::1]:{held.port}"))
+        assert main(["serve", "--for", "0.01"]) == 1
+        assert capsys.readouterr().err.startswith(f"harken: bind([::1]:{held.port}): ")
 
 
 @needs_ipv6

@@ -1328,6 +1328,33 @@ def test_an_inherited_socket_works_in_the_child() -> None:
 # ---------------------------------------------------------------------- the object
 
 
+@linux_only
+@pytest.mark.parametrize("end", ["client.close()", "del client"])
+def test_other_threads_run_while_a_close_lingers(end: str) -> None:
+    """The peer reads what the close waits for: without the GIL it could not, and the close would last 100 seconds."""
+    code = f"""
+import struct, threading, harken, wire
+with wire.listening() as listener:
+    client = harken.Socket()
+    client.setsockopt(harken.SOL_SOCKET, harken.SO_LINGER, struct.pack("ii", 1, 100))
+    client.connect(listener.getsockname())
+    server, _ = listener.accept()
+    wire.fill(client)
+    closing = threading.Event()
+    def read():
+        closing.wait()
+        while server.recv(1 << 20):
+            pass
+        server.close()
+    reader = threading.Thread(target=read)
+    reader.start()
+    closing.set()
+    {end}
+    reader.join()
+"""
+    python(code)
+
+
 def test_an_open_socket_that_is_dropped_warns_and_is_closed(kind: Kind) -> None:
     sockets = [kind()]
     handle = sockets[0].fileno()

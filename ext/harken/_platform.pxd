@@ -129,6 +129,7 @@ cdef extern from "platform/raise.h":
 cdef extern from "platform/objects.h":
     object object_of(type kind)
     object tuple_of(type kind, list items)
+    bint python_is_ending()
 
 cdef extern from "Python.h":
     ctypedef struct PyMethodDef:

@@ -113,12 +113,17 @@ cdef class Socket:
 
     cdef int end(self) noexcept:
         """Closes the handle and the waker; for sockets without a call in flight."""
+        cdef int error
         cdef net_socket_t handle = self.handle
         self.handle = c.NET_INVALID
         if self.has_waker:
             self.has_waker = False
             c.net_waker_close(&self.waker)
-        return 0 if handle == c.NET_INVALID else c.net_close(handle)
+        if handle == c.NET_INVALID:
+            return 0
+        with nogil:  # with SO_LINGER it waits
+            error = c.net_close(handle)
+        return error
 
     # ------------------------------------------------------------------ calls in flight
 
@@ -167,12 +172,13 @@ cdef class Socket:
             return handle
         if self.has_waker:
             c.net_waker_pull(&self.waker)
-        if nudge:
+        # When Python ends, daemon threads end in their calls: nobody would come back to say that it is idle.
+        if nudge and not c.python_is_ending():
             self.idle = c.PyThread_allocate_lock()
             if self.idle != NULL:
                 c.PyThread_acquire_lock(self.idle, 1)
-            if self.transfers:
-                c.net_nudge(handle)
+        if nudge and self.transfers:
+            c.net_nudge(handle)
         return handle
 
     cdef int closed(self) except -1:
@@ -235,6 +241,8 @@ cdef class Socket:
     @cython.critical_section
     cdef int ensure_waker(self) except -1:
         cdef int error
+        if self.forks != forks():
+            self.forget_other_process()  # before it is asked whether there is a waker: it has the parent's
         if not self.has_waker:
             error = c.net_waker_open(&self.waker)
             if error:
@@ -779,7 +787,8 @@ cdef class Socket:
                 c.PyThread_acquire_lock(idle, 1)
             self.idle = NULL
             c.PyThread_free_lock(idle)
-        error = c.net_close(handle)
+        with nogil:  # with SO_LINGER it waits
+            error = c.net_close(handle)
         # A peer that reset the connection is no failure of ours to close it.
         return 0 if error == c.NET_ECONNRESET else error
 

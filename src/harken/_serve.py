@@ -7,6 +7,7 @@ asyncio's: one event loop for all clients, with its flow control, on IOCP where 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
 import threading
@@ -31,7 +32,7 @@ def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
         return listen(*DEFAULT_BINDS, backlog=backlog)
     except ListenError as error:
         # A machine without IPv6 still has its IPv4 loopback. Any other failure is the user's to know.
-        if error.address[0] != "::1" or error.step == "listen":
+        if error.address[0] != "::1" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
         try:
             return listen(DEFAULT_BINDS[0], backlog=backlog)

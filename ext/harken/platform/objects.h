@@ -1,4 +1,4 @@
-/* Python objects made in C, where Cython's own way would look up globals, or copy, on every call. */
+/* Of Python's C interface: what Cython would look up, or copy, on every call, and what differs between versions. */
 #ifndef HARKEN_OBJECTS_H
 #define HARKEN_OBJECTS_H
 
@@ -28,6 +28,16 @@ static inline PyObject *tuple_of(PyTypeObject *kind, PyObject *items)
     for (n = 0; n < count; n++)
         PyTuple_SET_ITEM(made, n, Py_NewRef(PyList_GET_ITEM(items, n)));
     return made;
+}
+
+/* True from when only the main thread may still run Python. */
+static inline int python_is_ending(void)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing();
+#else
+    return _Py_IsFinalizing();
+#endif
 }
 
 #endif

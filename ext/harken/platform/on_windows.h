@@ -110,8 +110,6 @@ static inline int net_startup(int *first)
 /* Pairs the one WSAStartup. If it is the last of the process, Winsock closes every socket that is still open. */
 static inline void net_cleanup(void) { (void)WSACleanup(); }
 
-static inline int net_close(net_socket_t s) { return closesocket(s) == 0 ? 0 : WSAGetLastError(); }
-
 /* Nothing to do: whoever waits here looks up every NET_WAIT_SLICE, and shutdown() is not promised to end a wait. */
 static inline void net_nudge(net_socket_t s) { (void)s; }
 
@@ -133,6 +131,18 @@ static inline int net_blocking(net_socket_t s, int on)
 {
     u_long nonblocking = !on;
     return ioctlsocket(s, (long)FIONBIO, &nonblocking) == 0 ? 0 : WSAGetLastError();
+}
+
+/* With SO_LINGER a handle that does not block would not be closed but stay, with WSAEWOULDBLOCK: it blocks, then. */
+static inline int net_close(net_socket_t s)
+{
+    int error;
+    if (closesocket(s) == 0)
+        return 0;
+    error = WSAGetLastError();
+    if (error != WSAEWOULDBLOCK || net_blocking(s, 1) != 0)
+        return error;
+    return closesocket(s) == 0 ? 0 : WSAGetLastError();
 }
 
 /* Winsock does not tell. */
