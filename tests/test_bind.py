@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import ipaddress
+import pickle
 import socket
 from typing import Any
 
@@ -12,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import harken
-from harken._bind import KNOWN, parse
+from harken import Bind
+from harken._bind import KNOWN, to_open
 from harken._listener import url_of
 
 ANY, V4, V6 = 0, socket.AF_INET, socket.AF_INET6
+parse = Bind.parse
 
 
 @pytest.mark.parametrize(
@@ -57,9 +61,98 @@ ANY, V4, V6 = 0, socket.AF_INET, socket.AF_INET6
 def test_every_form_is_read(bind: str | int, host: str | None, port: int | str, family: int) -> None:
     read = parse(bind)
     assert (read.host, read.port, read.family) == (host, port, family)
+    assert (read.path, read.cid, read.fd, read.name, dict(read.options)) == (None, None, None, None, {})
+    assert read.ports == (range(port, port + 1) if isinstance(port, int) else range(0))
+    assert read.scheme == {ANY: "tcp", V4: "tcp4", V6: "tcp6"}[family]
     assert str(read) == (bind if isinstance(bind, str) else f":{bind}")
     assert parse(str(read)) == read
     assert repr(str(read)) in repr(read)
+
+
+@pytest.mark.parametrize(
+    ("bind", "url"),
+    [
+        ("8080", "tcp://*:8080"),
+        (":8080", "tcp://*:8080"),
+        ("*:08080", "tcp://*:8080"),
+        ("tcp://8080", "tcp://*:8080"),
+        (":http", "tcp://*:http"),
+        ("LocalHost:80", "tcp://localhost:80"),
+        ("[0:0::1]:80", "tcp://[::1]:80"),
+        ("[FE80::1%eth0]:80", "tcp://[fe80::1%eth0]:80"),
+        ("tcp4://:0", "tcp4://*:0"),
+        ("mptcp://example:443", "mptcp://example:443"),
+        (":8000-8010", "tcp://*:8000-8010"),
+        ("8000-8010", "tcp://*:8000-8010"),
+        ("localhost:08000-08010", "tcp://localhost:8000-8010"),
+        ("[::1]:8000-8000", "tcp://[::1]:8000"),
+        ("unix:/run/app.sock", "unix:/run/app.sock"),
+        ("unix:///run/app.sock", "unix:/run/app.sock"),
+        ("unix:app.sock", "unix:app.sock"),
+        ("unix:////two", "unix:////two"),
+        ("unix:@app", "unix:@app"),
+        ("unix:%40app", "unix:%40app"),
+        ("unix:./@app", "unix:./@app"),
+        ("unix:@%40", "unix:@@"),
+        ("unix:@a%00b", "unix:@a%00b"),
+        ("unix:/run/my app.sock", "unix:/run/my%20app.sock"),
+        ("unix:/a%3fb%25c#d&e", "unix:/a%3Fb%25c%23d%26e"),
+        ("unix:/é", "unix:/%C3%A9"),
+        ("unix:/a://b", "unix:/a://b"),
+        ("vsock://*:1024", "vsock://*:1024"),
+        ("vsock://any:1024", "vsock://*:1024"),
+        ("vsock://:1024", "vsock://*:1024"),
+        ("vsock://4294967295:1024", "vsock://*:1024"),
+        ("vsock://host:1024", "vsock://2:1024"),
+        ("vsock://local:1024", "vsock://1:1024"),
+        ("vsock://42:100000", "vsock://42:100000"),
+        ("fd://3", "fd://3"),
+        ("fd://003", "fd://3"),
+        ("systemd:web", "systemd:web"),
+        ("systemd:my%20app.socket", "systemd:my%20app.socket"),
+        (":80?backlog=8192&reuse_port=1", "tcp://*:80?backlog=8192&reuse_port=1"),
+        (":80?reuse_port=1&backlog=8192", "tcp://*:80?backlog=8192&reuse_port=1"),
+        ("unix:/a?mode=0660&owner=a b", "unix:/a?mode=0660&owner=a%20b"),
+    ],
+)
+def test_each_form_has_a_url_that_means_the_same(bind: str, url: str) -> None:
+    read = parse(bind)
+    assert str(read) == bind
+    assert read.url == url
+    assert parse(url) == read
+    assert parse(url).url == url
+
+
+@pytest.mark.parametrize(
+    ("bind", "scheme", "facts"),
+    [
+        ("mptcp://:80", "mptcp", {"host": None, "port": 80, "family": ANY}),
+        ("unix:/run/a.sock", "unix", {"path": "/run/a.sock", "family": harken.AF_UNIX, "port": None}),
+        ("unix:///run/a.sock", "unix", {"path": "/run/a.sock"}),
+        ("unix:a.sock", "unix", {"path": "a.sock"}),
+        ("unix:8080", "unix", {"path": "8080", "port": None}),
+        ("unix:@a.sock", "unix", {"path": "\0a.sock"}),
+        ("unix:%40a.sock", "unix", {"path": "@a.sock"}),
+        ("unix:/a%3Fb", "unix", {"path": "/a?b"}),
+        ("unix:/a?mode=0660", "unix", {"path": "/a", "options": {"mode": "0660"}}),
+        ("vsock://3:1024", "vsock", {"cid": 3, "port": 1024, "host": None}),
+        ("vsock://*:1024", "vsock", {"cid": 0xFFFFFFFF}),
+        ("fd://17", "fd", {"fd": 17, "port": None, "host": None, "family": ANY}),
+        ("fd://17?backlog=5", "fd", {"fd": 17, "options": {"backlog": "5"}}),
+        ("systemd:web", "systemd", {"name": "web", "port": None}),
+        (":8000-8010", "tcp", {"port": 8000, "ports": range(8000, 8011)}),
+        ("8000-8010", "tcp", {"port": 8000, "ports": range(8000, 8011)}),
+        ("tcp6://[::1]:1-65535", "tcp6", {"host": "::1", "ports": range(1, 65536)}),
+        (":80?a=%26%3D&b=x=y", "tcp", {"options": {"a": "&=", "b": "x=y"}}),
+        (":80?a=", "tcp", {"options": {"a": ""}}),
+    ],
+)
+def test_every_scheme_is_read(bind: str, scheme: str, facts: dict[str, Any]) -> None:
+    read = parse(bind)
+    assert read.scheme == scheme
+    assert {name: getattr(read, name) for name in facts} == facts
+    assert str(read) == bind
+    assert parse(read.url) == read
 
 
 @pytest.mark.parametrize(
@@ -103,6 +196,62 @@ def test_every_form_is_read(bind: str | int, host: str | None, port: int | str, 
         (-1, "port -1 is not between 0 and 65535"),
         (65536, "port 65536 is not between 0 and 65535"),
         (2**70, "is not between 0 and 65535"),
+        ("a b:80", "character 2: a host has no ' ' in it"),
+        ("user@host:80", "character 5: a host has no '@' in it"),
+        ("tcp://host/x:80", "character 11: a host has no '/' in it"),
+        ("a\0b:80", r"character 2: a host has no '\\x00' in it"),
+        ("*.example:80", "a host has no '\\*' in it"),
+        ("[hello:x]:80", "'hello:x' is no IPv6 address"),
+        ("[1:2]:80", "'1:2' is no IPv6 address"),
+        ("[::1\0]:80", "is no IPv6 address"),
+        ("[fe80::1%]:80", "the scope is missing"),
+        ("[fe80::1%a b]:80", "character 11: a scope has no ' ' in it"),
+        (":8010-8000", "goes up, as in 8000-8010; this is 8010-8000"),
+        (":0-10", "begins above 0"),
+        (":8000-", "'8000-' is no port"),
+        (":-8000", "'-8000' is no port"),
+        (":8000-9000-9001", "is no port"),
+        (":8000-70000", "port 70000 is not between"),
+        (":http-8000x ", "is no port"),
+        (":ht tp", "is no port"),
+        (":htté", "is no port"),
+        ("fd:3", "two slashes are missing, as in fd://3; a host of that name: tcp://fd:3"),
+        ("tcp:8080", "two slashes are missing, as in tcp://8080"),
+        ("vsock:2:1024", "two slashes are missing"),
+        ("/run/app.sock", "a unix socket is written unix:/run/app.sock"),
+        ("@app", "a unix socket is written unix:@app"),
+        ("unix:", "at the end: the path is missing"),
+        ("unix:?mode=0660", "the path is missing"),
+        ("unix:@", "the abstract name is missing"),
+        ("unix://app.sock", "a path is written unix:/path or unix:app.sock"),
+        ("unix:/a%", "character 8: a percent sign"),
+        ("unix:/a%2", "a percent sign is followed by two hexadecimal digits"),
+        ("unix:/a%+1", "a percent sign"),
+        ("unix:/a%00b", "a path has no NUL in it"),
+        ("unix:/a\0b", "a path has no NUL in it"),
+        ("vsock://1024", "the port is missing, as in vsock"),
+        ("vsock://x:1024", "'x' is no context id"),
+        ("vsock://4294967296:1024", "is no context id"),
+        ("vsock://-1:1024", "is no context id"),
+        ("vsock://2:http", "'http' is no port: a number from 0 to 4294967294"),
+        ("vsock://2:4294967295", "is not between 0 and 4294967294"),
+        ("fd://", "'' is no file descriptor, as in fd://3"),
+        ("fd://-1", "is no file descriptor"),
+        ("fd://x", "is no file descriptor"),
+        ("fd://3/", "is no file descriptor"),
+        ("fd://2147483648", "is no file descriptor"),
+        ("systemd:", "the name is missing"),
+        ("systemd://web", "is written systemd:name"),
+        ("systemd:a:b", "has no colon in it"),
+        (":80?", "character|at the end: '' is no option"),
+        (":80?backlog", "the value of backlog is missing, as in backlog=1"),
+        (":80?=5", "'' is no option"),
+        (":80?a=1&", "'' is no option"),
+        (":80?a=1&&b=2", "character 9: '' is no option"),
+        (":80?a=1&a=2", "character 9: a is given twice"),
+        (":80?a-b=1", "'a-b' is no option"),
+        (":80?a=%zz", "character 7: a percent sign"),
+        ("x" * 300, "…"),
     ],
 )
 def test_what_cannot_be_read_is_shown(bind: str | int, told: str) -> None:
@@ -119,11 +268,88 @@ def test_a_bind_of_a_wrong_type_is_named(reader: Any, bind: Any) -> None:
 
 
 def test_a_number_that_was_read_before_does_not_let_its_likes_in() -> None:
-    parse(1)
-    parse(8081)
+    to_open(1)
+    to_open(8081)
     for alike in (True, 8081.0):
         with pytest.raises(TypeError, match="a bind is a str or a port number"):
             harken.listen(alike)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        (8080, "8080", ":8080", "*:8080", "tcp://:8080", ":08080", ":8080-8080"),
+        ("[::1]:80", "[0:0:0::1]:80", "tcp://[::1]:80"),
+        ("LOCALHOST:80", "localhost:80"),
+        ("unix:/a", "unix:///a", "unix:%2fa", "unix:/%61"),
+        (":80?a=1&b=2", ":80?b=%32&a=1"),
+        ("vsock://*:5", "vsock://any:5", "vsock://:5"),
+    ],
+)
+def test_binds_that_mean_the_same_are_equal(alike: tuple[Any, ...]) -> None:
+    binds = [parse(bind) for bind in alike]
+    assert len(set(binds)) == 1
+    for one in binds:
+        for other in binds:
+            assert one == other
+            assert not one != other  # noqa: SIM202
+            assert one <= other
+            assert one >= other
+            assert not one < other
+            assert not one > other
+
+
+def test_binds_that_mean_something_else_are_not_equal() -> None:
+    texts = [":80", ":81", ":80-81", "tcp4://:80", "tcp6://:80", "mptcp://:80", "0.0.0.0:80", "[::]:80", ":http"]
+    texts += [
+        "unix:a",
+        "unix:/a",
+        "unix:@a",
+        "unix:%40a",
+        "vsock://1:80",
+        "fd://80",
+        "systemd:80",
+        ":80?a=1",
+        ":80?a=2",
+    ]
+    binds = [parse(text) for text in texts]
+    assert len(set(binds)) == len(texts)
+    assert len({bind.url for bind in binds}) == len(texts)
+    assert sorted(sorted(binds), reverse=True) == sorted(binds)[::-1]
+    assert parse(":80") != ":80"
+    assert parse(":80") != tuple(parse(":80"))
+
+
+def test_a_bind_is_a_value() -> None:
+    bind = parse("localhost:80?backlog=5")
+    assert Bind("localhost:80?backlog=5") == parse(bind) == bind
+    for twin in (copy.copy(bind), copy.deepcopy(bind), pickle.loads(pickle.dumps(bind)), eval(repr(bind))):
+        assert type(twin) is Bind
+        assert (twin, str(twin)) == (bind, str(bind))
+    with pytest.raises(AttributeError):
+        bind.host = "x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        bind.options["backlog"] = "6"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("bind", ["unix:/x", "vsock://1:1024", "mptcp://127.0.0.1:0", "127.0.0.1:0?backlog=5"])
+def test_what_cannot_be_opened_yet_is_refused_before_there_is_a_socket(bind: str) -> None:
+    for value in (bind, parse(bind)):
+        with pytest.raises(ValueError, match="yet"):
+            harken.listen("127.0.0.1:0", value)
+
+
+def test_a_bind_that_was_read_can_be_listened_on() -> None:
+    with harken.listen(parse("127.0.0.1:0")) as listeners:
+        assert listeners[0].address[0] == "127.0.0.1"
+
+
+def test_a_text_with_another_str_is_read_as_what_it_is() -> None:
+    class Place(str, enum.Enum):  # noqa: UP042
+        WEB = ":8083"
+
+    assert str(parse(Place.WEB)) == ":8083"
+    assert type(str(parse(Place.WEB))) is str
 
 
 def test_an_enumeration_of_ports_will_do() -> None:
@@ -136,14 +362,14 @@ def test_an_enumeration_of_ports_will_do() -> None:
 def test_what_is_remembered_has_a_limit() -> None:
     before = len(KNOWN)
     for port in range(10_000, 10_600):
-        assert parse(f"127.0.0.1:{port}").port == port
+        assert to_open(f"127.0.0.1:{port}").port == port
     assert before <= len(KNOWN) <= 256
 
 
 def test_a_refusal_is_not_remembered() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="port"):
-            parse("127.0.0.1:port-80!:")
+            to_open("127.0.0.1:port-80!:")
     assert "127.0.0.1:port-80!:" not in KNOWN
 
 
@@ -176,7 +402,15 @@ def test_what_is_printed_reads_back(scheme: str, host: str, port: int | str) -> 
 
 
 @settings(deadline=None)
-@given(st.text() | st.text("[]:/*.%0123456789abctp-"))
+@given(
+    st.builds(
+        "".join,
+        st.tuples(
+            st.sampled_from(["", "tcp://", "tcp6://", "mptcp://", "unix:", "unix:@", "vsock://", "fd://", "systemd:"]),
+            st.text(st.characters()) | st.text("[]:/*.%0123456789abctp-?=&@\0\udce9\ud800é "),
+        ),
+    )
+)
 def test_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     try:
         read = parse(text)
@@ -186,7 +420,36 @@ def test_text_is_read_or_refused_and_nothing_else(text: str) -> None:
         return
     assert str(read) == text
     if isinstance(read.port, int):
-        assert 0 <= read.port <= 65535
-    else:
+        assert 0 <= read.port <= (2**32 if read.scheme == "vsock" else 65535)
+    elif read.port is not None:
         assert read.port[0].isalpha()
     assert read.host is None or read.host
+    again = parse(read.url)
+    assert again == read
+    assert hash(again) == hash(read)
+    assert again.url == read.url
+    assert again[4:] == (read[4], read[5], read[6], tuple(sorted(read[7])))
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@settings(deadline=None)
+@given(NAMES, st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), NAMES, max_size=3))
+def test_any_path_name_and_value_has_a_url(name: str, options: dict[str, str]) -> None:
+    query = "&".join(f"{key}={''.join(f'%{byte:02x}' for byte in value.encode())}" for key, value in options.items())
+    for scheme, prefix in (("unix", "unix:"), ("unix", "unix:@"), ("systemd", "systemd:")):
+        if scheme == "systemd" and (":" in name or name.startswith("//")):
+            continue
+        if prefix == "unix:" and "\0" in name:
+            continue
+        encoded = "".join(f"%{byte:02X}" for byte in name.encode())
+        read = parse(f"{prefix}{encoded}{'?' if query else ''}{query}")
+        assert read.scheme == scheme
+        assert (read.name if scheme == "systemd" else read.path) == ("\0" if "@" in prefix else "") + name
+        assert dict(read.options) == options
+        assert read.url.isascii()
+        assert " " not in read.url
+        assert parse(read.url) == read
+        if scheme == "unix":
+            assert parse(url_of(read.path or "")) == parse(f"{prefix}{encoded}")

@@ -162,6 +162,19 @@ cdef object decode(const sockaddr *address, size_t length):
     return address.sa_family, (<const char *>address)[:length]
 
 
+def normal_host(str host):
+    """An address in digits as the system writes it: ``::1`` for ``0:0::1``. None for whatever is no such address."""
+    cdef net_address_t address
+    cdef char text[c.INET6_ADDRSTRLEN]
+    cdef int family = c.AF_INET6 if ":" in host else c.AF_INET
+    cdef Py_ssize_t size = 0
+    cdef const char *digits = c.PyUnicode_AsUTF8AndSize(host, &size) if c.PyUnicode_IS_ASCII(host) else NULL
+    if digits == NULL or memchr(digits, 0, size) != NULL or c.inet_pton(family, digits, &address) != 1:
+        return None
+    c.inet_ntop(family, &address, text, sizeof(text))
+    return text.decode("ascii")
+
+
 def scope_name(unsigned int index):
     """The interface that a scope id names, as it is written behind ``%``: its name, on Windows its number."""
     cdef char name[c.IF_NAMESIZE]

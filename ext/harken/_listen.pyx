@@ -18,8 +18,9 @@ from harken._platform cimport addrinfo, net_length_t, sockaddr, sockaddr_in, soc
 from harken._resolve cimport found_at, found_t, free_found, resolve
 from harken._socket cimport Socket, backlog_of
 
-from harken._bind import KNOWN, parse
+from harken._bind import KNOWN, to_open
 from harken._listener import IncompleteListeners, Listener, Listeners
+from harken._socket import state_of
 
 cdef enum:
     # How often a new number is drawn when the one that port 0 gave is taken on another address. All tries fail once in
@@ -43,7 +44,7 @@ cdef class Tools:
     cdef tuple read(self, object bind):
         """Known are binds that were read before; not what only equals one (True, 8080.0), not what cannot be a key."""
         found = self.known.get(bind) if type(bind) is str or type(bind) is int else None
-        return <tuple>(parse(bind) if found is None else found)
+        return <tuple>(to_open(bind) if found is None else found)
 
     cdef str called(self):
         return "bind()" if self.held else "listen()"
@@ -51,7 +52,8 @@ cdef class Tools:
 
 cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, PyObject *names):
     """listen() or bind(), with its arguments as CPython hands them over: the options stand behind the binds."""
-    cdef list sockets = [], left_out = None
+    cdef list sockets = [], left_out = None, special = None
+    cdef tuple asked
     cdef Socket sock
     cdef int error, backlog = -1
     cdef Py_ssize_t n
@@ -68,16 +70,26 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
         tools.read(<object>binds[n])
     try:
         for n in range(count):
-            left_out = bind_one(tools, tools.read(<object>binds[n]), sockets, left_out)
-        for opened in sockets:
-            sock = <Socket>opened  # unchecked, which saves a look at the class
-            error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
-            if error:
-                fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
+            asked = tools.read(<object>binds[n])
+            if asked[4] is None and asked[5] is None:
+                left_out = bind_one(tools, asked, sockets, left_out, 0)
+            else:
+                special = special or []
+                left_out = bind_special(tools, asked, sockets, left_out, special, backlog)
+        if special is not None:
+            listen_special(tools, special, sockets, backlog)
+        else:
+            for opened in sockets:
+                sock = <Socket>opened  # unchecked, which saves a look at the class
+                error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
+                if error:
+                    fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
         if left_out is not None:
             return IncompleteListeners(sockets, left_out)
         return c.tuple_of(tools.listeners, sockets)
     except BaseException:
+        if special is not None:
+            give_back(special)
         close_all(sockets)
         raise
 
@@ -93,7 +105,9 @@ From names to listening sockets, all or none.
 
 Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a host
 (``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0 lets the
-system choose, once for all addresses of a bind.
+system choose, once for all addresses of a bind; of a range, ``":8000-8010"``, the first port is taken that is free on
+all of them. ``"fd://3"`` and ``"systemd:name"`` are sockets that are there already: see `adopt` and `from_systemd`. One
+that listens keeps its queue; after an error they are as open as before.
 
 ``backlog`` is how many connections may wait; by default as many as the system grants.
 
@@ -123,10 +137,11 @@ listen = c.PyCFunction_NewEx(&LISTEN, Tools(False), __name__)
 bind = c.PyCFunction_NewEx(&BIND, Tools(True), __name__)
 
 
-cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out):
+cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out, int start):
     """One name: a bound socket for each of its addresses, with one port for all, is added to ``sockets``.
 
-    What is left out is added to ``left_out``, which is returned, and None as long as nothing is.
+    What is left out is added to ``left_out``, which is returned, and None as long as nothing is. ``start`` is the port
+    from which a range goes on, or 0.
     """
     cdef found_t addresses
     cdef const addrinfo *address
@@ -134,8 +149,10 @@ cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out):
     cdef list given_up = None, absent
     cdef Py_ssize_t first = len(sockets)
     cdef const char *step = NULL
-    cdef int error, number, n, left = TRIES
+    cdef int error, number, n, left = TRIES, end = 0
     host, port, family, text = bind[0], bind[1], bind[2], bind[3]
+    if bind[5] is not None:
+        port, end = start or port, bind[5]
     memset(&addresses, 0, sizeof(addresses))
     try:
         resolve(&addresses, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
@@ -157,12 +174,20 @@ cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out):
                         set_ports(&addresses, number)
                 elif may_be_absent(address, addresses.size, error):
                     absent = (absent or []) + [(decode(address.ai_addr, address.ai_addrlen), error_of(error))]
-                elif error == c.NET_EADDRINUSE and number != 0 and left > 0:
+                elif c.net_taken(error) and (end or (number != 0 and left > 0)):
                     break  # the number is free on one address and taken on another
                 else:
                     fail(step.decode("ascii"), decode(address.ai_addr, address.ai_addrlen), error)
             else:
                 break
+            if end:
+                close_all(sockets[first:])
+                del sockets[first:]
+                if port == end:
+                    fail("bind", text, error)
+                port += 1
+                set_ports(&addresses, port)
+                continue
             # What was bound stays so until the end, or the system might give the same number again.
             given_up = (given_up or []) + sockets[first:]
             del sockets[first:]
@@ -176,6 +201,70 @@ cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out):
         if given_up is not None:
             close_all(given_up)
     return left_out if absent is None else (left_out or []) + absent
+
+
+cdef list bind_special(Tools tools, tuple bind, list sockets, list left_out, list special, int backlog):
+    """A range of ports, or sockets that are there already. ``special`` gets ``[bind, its sockets]``."""
+    cdef Socket sock
+    cdef Py_ssize_t first = len(sockets)
+    if bind[4] is not None:
+        from harken._inherit import inherited
+        sockets += inherited(bind, [sock.fileno() for sock in sockets])
+    else:
+        left_out = bind_one(tools, bind, sockets, left_out, 0)
+        if tools.held:
+            for sock in sockets[first:]:  # at once: whoever tries the same ports must not join
+                sock.hold(backlog)
+    special.append([bind, sockets[first:]])
+    return left_out
+
+
+cdef int listen_special(Tools tools, list special, list sockets, int backlog) except -1:
+    cdef Py_ssize_t n = 0
+    cdef Socket sock
+    cdef int error
+    while n < len(sockets):
+        sock = sockets[n]
+        n += 1
+        bind, entry = None, None
+        for entry in special:
+            if sock in entry[1]:
+                bind = entry[0]
+                break
+        if bind is not None and bind[4] is not None and (tools.held or state_of(sock) == "listening"):
+            sock.wished = backlog
+            continue
+        error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
+        if error == 0:
+            continue
+        if tools.held or bind is None or bind[5] is None or not c.net_taken(error):
+            fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
+        n = go_on(tools, entry, sockets, error)
+    return 0
+
+
+cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -1:
+    """Linux lets several bind one port until one of them listens; the others go on to the next of their range. Answers
+    where in ``sockets`` the new ones stand."""
+    cdef tuple bind = <tuple>entry[0]
+    cdef list old = entry[1], new = []
+    cdef Py_ssize_t first = sockets.index(old[0])
+    port = (<Socket>old[0]).getsockname()[1]
+    close_all(old)
+    if port == bind[5]:
+        fail("bind", bind[3], error)
+    bind_one(tools, bind, new, None, port + 1)
+    sockets[first:first + len(old)] = new
+    entry[1] = new
+    return first
+
+
+cdef int give_back(list special) except -1:
+    for bind, of_bind in special:
+        if bind[4] is not None:
+            from harken._inherit import give_back
+            give_back(of_bind)
+    return 0
 
 
 cdef int open_bound(Socket sock, const addrinfo *address, const char **step) noexcept:

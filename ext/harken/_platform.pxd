@@ -91,6 +91,8 @@ cdef extern from "platform/net.h" nogil:
     void net_waker_close(net_waker_t *waker)
     int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
     int net_describe(net_socket_t s, int *family, int *type, int *proto)
+    int net_listening(net_socket_t s, int *on)
+    bint net_taken(int error)
     int net_listener_defaults(net_socket_t s, int family)
     int net_hold(net_socket_t s, int family, bint on)
     int net_backlog(int wished)

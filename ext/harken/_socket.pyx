@@ -899,3 +899,48 @@ def close_each(sockets):
         error = (<Socket?><object>PyTuple_GET_ITEM(sockets, n)).shut() or error
     if error:
         c.net_raise(error)
+
+
+def state_of(Socket sock not None):
+    """``closed``, ``listening`` or ``bound``, as the system tells it."""
+    cdef int error, listening = 0
+    if sock.handle == c.NET_INVALID:
+        return "closed"
+    error = c.net_listening(sock.handle, &listening)
+    if error:
+        c.net_raise(error)
+    return "listening" if listening else "bound"
+
+
+def describe(handle):
+    """A handle from elsewhere: ``(family, type, state)``; it stays as it is. The state is ``listening``, ``connected``,
+    ``bound`` or, for a socket that has no address yet, ``new``."""
+    cdef net_address_t address
+    cdef net_length_t length = sizeof(address)
+    cdef int family, type, proto, error, listening = 0
+    cdef net_socket_t s
+    try:
+        s = handle
+    except OverflowError:
+        c.net_raise(c.NET_EBADF)
+    error = c.net_describe(s, &family, &type, &proto)
+    if error == 0:
+        error = c.net_listening(s, &listening)
+    if error:
+        c.net_raise(error)
+    if listening:
+        return family, type, "listening"
+    if c.getpeername(s, &address.any, &length) == 0:
+        return family, type, "connected"
+    length = sizeof(address)
+    memset(&address, 0, sizeof(address))
+    if c.getsockname(s, &address.any, &length) != 0:
+        return family, type, "new"  # Winsock has no name for it
+    if family == c.AF_INET or family == c.AF_INET6:
+        return family, type, "bound" if address.ipv4.sin_port else "new"  # in the same place for both
+    return family, type, "bound" if <size_t>length > c.NET_PATH_AT else "new"
+
+
+def let_go(Socket sock not None):
+    """Gives the handle away as it is, open; the object is closed."""
+    return sock.let_go(False)

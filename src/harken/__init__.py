@@ -2,13 +2,14 @@
 
 The map of the house, in the order of the flow:
 
-    _bind        what people write: ":8080", "[::1]:8080"
+    _bind        what people write: ":8080", "[::1]:8080", "unix:/run/app.sock": `Bind`
     _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
     _listen      the story, name → addresses → socket → bind → listen: `listen`, `bind`
     _listener    what a server holds: `Listeners`, `Listener`
     _stats       how long the queues are: `stats`
     _handover    the same as `socket.socket` objects, for other servers
+    _inherit     sockets that are there already: `adopt`, `from_systemd`
     _errors      what went wrong, in which step, on which address: `ListenError`
     __main__     the command line
 
@@ -61,6 +62,7 @@ from ._stats import ListenerStats, stats
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._errors import ListenError
+    from ._inherit import adopt, from_systemd
 
 __all__ = [
     "AF_INET",
@@ -105,7 +107,9 @@ __all__ = [
     "SO_TYPE",
     "Socket",
     "TCP_NODELAY",
+    "adopt",
     "bind",
+    "from_systemd",
     "getaddrinfo",
     "listen",
     "stats",
@@ -120,4 +124,8 @@ def __getattr__(name: str) -> object:
         from ._errors import ListenError
 
         return ListenError
+    if name in ("adopt", "from_systemd"):
+        from . import _inherit
+
+        return getattr(_inherit, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,35 +1,123 @@
 """What a server is asked to listen on, as people write it.
 
 ``8080`` · ``:8080`` · ``*:8080`` · ``127.0.0.1:8080`` · ``[::1]:8080`` · ``[fe80::1%eth0]:8080`` · ``localhost:http`` ·
-``tcp://…`` both families · ``tcp4://…`` IPv4 only · ``tcp6://…`` IPv6 only
+``tcp://…`` both families · ``tcp4://…`` IPv4 only · ``tcp6://…`` IPv6 only · ``mptcp://…`` ·
+``:8000-8010`` the first port that is free ·
+``unix:/path`` · ``unix:relative/path`` · ``unix:@abstract`` · ``vsock://cid:port`` · ``fd://3`` · ``systemd:name``
+
+Behind a question mark stand options: ``:443?backlog=8192&reuse_port=1``. Paths, names and the values of options may be
+percent-encoded, which is how a question mark gets into a path: ``unix:/run/what%3F.sock``.
 """
 
 from __future__ import annotations
 
-from ._constants import AF_INET, AF_INET6, AF_UNSPEC
+from os import fsdecode, fsencode
 
-_FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6}
+from ._address import normal_host
+from ._constants import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import MappingProxyType
+    from typing import NoReturn, Self
+
+    _Pairs = tuple[tuple[str, str], ...]
+    _Fields = tuple[str | None, int | str | None, int, str, str | int | None, int | None, str, _Pairs]
+
+_FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
+_SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
+_CIDS = {"*": 0xFFFFFFFF, "any": 0xFFFFFFFF, "": 0xFFFFFFFF, "local": 1, "host": 2}  # linux/vm_sockets.h
+_NO_HOST = frozenset(" !\"#$%&'()*+,/:;<=>?@[\\]^`{|}~")
+_HEX = frozenset("0123456789abcdefABCDEF")
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/:@,+=")
+_Mapping = type(type.__dict__)  # types.MappingProxyType, without the import
 
 
-class Bind(tuple[str | None, int | str, int, str]):
-    """One bind, read: ``(host, port, family, text)``."""
+class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None", "int | None", str, "_Pairs"]):
+    """One bind, read. Raises ValueError for a text that is none: it shows the text, the place and what is wrong.
 
+    A bind is a value: it cannot be changed, and it is equal to another when both mean the same, however they are
+    written, so that a set or a dictionary of binds holds each once. `url` is the one form of all that are equal. Names
+    are not resolved for this: ``localhost:http`` and ``127.0.0.1:80`` are two.
+    """
+
+    # Inside: (host, port, family, text, target, last port of a range, scheme, options). The story reads it by number.
     __slots__ = ()
+
+    def __new__(cls, bind: str | int | Bind) -> Self:
+        return super().__new__(cls, bind if isinstance(bind, Bind) else _read(bind))
+
+    @classmethod
+    def parse(cls, bind: str | int | Bind) -> Self:
+        """Reads a bind: the same as ``Bind(bind)``."""
+        return cls(bind)
+
+    @property
+    def scheme(self) -> str:
+        """``tcp`` (also where none is written), ``tcp4 tcp6 mptcp unix vsock fd`` or ``systemd``."""
+        return self[6]
 
     @property
     def host(self) -> str | None:
-        """A name or an address; None for every address of every family."""
+        """A name or an address; None for every address of every family, and for what has no host."""
         return self[0]
 
     @property
-    def port(self) -> int | str:
-        """A number, or the name of a service."""
+    def port(self) -> int | str | None:
+        """A number, the first of a range, or the name of a service. 0 lets the system choose. None: it has no port."""
         return self[1]
 
     @property
+    def ports(self) -> range:
+        """The ports to try, one or a range; none when the port is the name of a service, or there is no port."""
+        first, last = self[1], self[5]
+        return range(first, (first if last is None else last) + 1) if isinstance(first, int) else range(0)
+
+    @property
     def family(self) -> int:
-        """AF_INET or AF_INET6 where the scheme says so, else AF_UNSPEC."""
+        """AF_INET or AF_INET6 where the scheme says so, AF_UNIX for a path, else AF_UNSPEC."""
         return self[2]
+
+    @property
+    def path(self) -> str | None:
+        """A unix socket's path as `Socket.bind` takes it: an abstract name begins with a NUL."""
+        return str(self[4]) if self[6] == "unix" else None
+
+    @property
+    def cid(self) -> int | None:
+        """A vsock's context id; 0xFFFFFFFF is any."""
+        return self[4] if self[6] == "vsock" and isinstance(self[4], int) else None
+
+    @property
+    def fd(self) -> int | None:
+        """The number behind ``fd://``."""
+        return self[4] if self[6] == "fd" and isinstance(self[4], int) else None
+
+    @property
+    def name(self) -> str | None:
+        """The name behind ``systemd:``."""
+        return str(self[4]) if self[6] == "systemd" else None
+
+    @property
+    def options(self) -> MappingProxyType[str, str]:
+        """What stands behind the question mark, decoded; it cannot be changed."""
+        return _Mapping(dict(self[7]))
+
+    @property
+    def url(self) -> str:
+        """The form that is the same for all binds that mean the same, and reads back as one of them."""
+        scheme, options = self[6], "&".join(f"{key}={_quoted(value)}" for key, value in sorted(self[7]))
+        if scheme == "unix":
+            url = unix_url(str(self[4]))
+        elif scheme == "systemd":
+            url = f"systemd:{_quoted(str(self[4]))}"
+        elif scheme == "fd":
+            url = f"fd://{self[4]}"
+        else:
+            host = self[4] if scheme == "vsock" else _normal(self[0])
+            last = "" if self[5] is None else f"-{self[5]}"
+            url = f"{scheme}://{'*' if host in (None, _CIDS['*']) else host}:{self[1]}{last}"
+        return f"{url}?{options}" if options else url
 
     def __str__(self) -> str:
         return self[3]
@@ -37,51 +125,267 @@ class Bind(tuple[str | None, int | str, int, str]):
     def __repr__(self) -> str:
         return f"Bind({self[3]!r})"
 
+    def __getnewargs__(self) -> tuple[str]:
+        return (self[3],)
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bind) and self.url == other.url
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    # A tuple has an order; this value has one that agrees with its equality.
+    def __lt__(self, other: tuple[object, ...]) -> bool:
+        return self.url < other.url if isinstance(other, Bind) else NotImplemented
+
+    def __le__(self, other: tuple[object, ...]) -> bool:
+        return self.url <= other.url if isinstance(other, Bind) else NotImplemented
+
+    def __gt__(self, other: tuple[object, ...]) -> bool:
+        return self.url > other.url if isinstance(other, Bind) else NotImplemented
+
+    def __ge__(self, other: tuple[object, ...]) -> bool:
+        return self.url >= other.url if isinstance(other, Bind) else NotImplemented
+
 
 KNOWN: dict[str | int, Bind] = {}
-"""Binds read before: programs open the same few again and again, tests most of all. It stops growing at 256."""
+"""Binds opened before: programs open the same few again and again, tests most of all. It stops growing at 256."""
 
 
-def parse(bind: str | int) -> Bind:
-    """Reads one bind. Raises ValueError, which shows what could not be read, or TypeError for neither text nor port."""
-    result = _parse(bind)
+def to_open(bind: str | int | Bind) -> Bind:
+    """Reads a bind that `harken.listen` is to open, and refuses what it cannot open yet."""
+    result = Bind(bind)
+    if result[7]:
+        raise ValueError(f"bind {result[3]!r}: options in a bind cannot be carried out yet")
+    if result[6] in ("mptcp", "unix", "vsock"):
+        raise ValueError(f"bind {result[3]!r}: {result[6]} cannot be opened yet")
     if len(KNOWN) < 256 and type(bind) in (str, int):  # not by another type that is equal: True, 8080.0
-        KNOWN[bind] = result
+        KNOWN[bind] = result  # type: ignore[index]
     return result
 
 
-def _parse(bind: str | int) -> Bind:
+# ---------------------------------------------------------------------------- reading
+
+
+def _refuse(text: str, at: int, what: str) -> NoReturn:
+    shown = repr(text if len(text) <= 200 else f"{text[:200]}…")
+    place = f"character {at + 1}" if at < len(text) else "at the end"
+    raise ValueError(f"bind {shown}, {place}: {what}")
+
+
+def _read(bind: str | int) -> _Fields:
     if isinstance(bind, int) and not isinstance(bind, bool):
-        return Bind((None, _port(int(bind), str(bind)), AF_UNSPEC, f":{int(bind)}"))
+        if not 0 <= bind <= 65535:
+            _refuse(f"{int(bind)}", 0, f"port {int(bind)} is not between 0 and 65535")
+        return None, int(bind), AF_UNSPEC, f":{int(bind)}", None, None, "tcp", ()
     if not isinstance(bind, str):
         raise TypeError(f"a bind is a str or a port number, not {type(bind).__name__}: {bind!r}")
-    scheme, separator, rest = bind.partition("://")
-    if not separator:
-        scheme, rest = "tcp", bind
-    if scheme not in _FAMILIES:
-        raise ValueError(f"bind {bind!r}: {scheme!r} is none of {', '.join(_FAMILIES)}")
-    if rest.isascii() and rest.isdigit():
-        host, port = "", rest
-    elif rest.startswith("["):
-        host, separator, port = rest[1:].partition("]:")
-        if not separator or ":" not in host:
-            raise ValueError(f"bind {bind!r}: an IPv6 address with a port is written [::1]:8080")
+    text = bind[:]  # the text itself, also of a subclass with a __str__ of its own
+    scheme, at = _scheme(text)
+    end = text.find("?", at)
+    options: _Pairs = ()
+    if end < 0:
+        end = len(text)
     else:
-        host, separator, port = rest.rpartition(":")
-        if not separator:
-            raise ValueError(f"bind {bind!r}: the port is missing, as in {rest or '127.0.0.1'}:8080")
-        if ":" in host:
-            raise ValueError(f"bind {bind!r}: an IPv6 address stands in brackets, as in [{host}]:{port}")
-    return Bind((None if host in ("", "*") else host, _port(port, bind), _FAMILIES[scheme], bind))
+        options = _options(text, end + 1)
+    if scheme == "unix":
+        return None, None, AF_UNIX, text, _path(text, at, end), None, scheme, options
+    if scheme == "systemd":
+        return None, None, AF_UNSPEC, text, _name(text, at, end), None, scheme, options
+    if scheme == "fd":
+        return None, None, AF_UNSPEC, text, _fd(text, at, end), None, scheme, options
+    if scheme == "vsock":
+        colon = text.rfind(":", at, end)
+        if colon < 0:
+            _refuse(text, end, "the port is missing, as in vsock://*:1024")
+        port, last = _port(text, colon + 1, end, 0xFFFFFFFE)
+        return None, port, AF_UNSPEC, text, _cid(text, at, colon), last, scheme, options
+    host, port_at = _host(text, at, end)
+    port, last = _port(text, port_at, end, 65535)
+    return host, port, _FAMILIES[scheme], text, None, last, scheme, options
 
 
-def _port(port: str | int, bind: str) -> int | str:
-    if isinstance(port, str):
-        if not (port.isascii() and port.isdigit()):
-            if port and port[0].isalpha():
-                return port
-            raise ValueError(f"bind {bind!r}: {port!r} is no port: a number from 0 to 65535, or the name of a service")
-        port = int(port.lstrip("0")[:20] or 0)  # int() refuses thousands of digits
-    if not 0 <= port <= 65535:
-        raise ValueError(f"bind {bind!r}: port {port} is not between 0 and 65535")
-    return port
+def _scheme(text: str) -> tuple[str, int]:
+    """The scheme, and where the rest begins."""
+    word, colon, rest = text.partition(":")
+    if colon and word in ("unix", "systemd"):
+        return word, len(word) + 1
+    word, separator, _ = text.partition("://")
+    if separator:
+        if word not in _SCHEMES:
+            _refuse(text, 0, f"{word!r} is none of {', '.join(_SCHEMES)}")
+        return word, len(word) + 3
+    if text.startswith(("/", "./", "../", "@")):
+        _refuse(text, 0, f"a unix socket is written unix:{text}")
+    word, colon, rest = text.partition(":")
+    if colon and word in _SCHEMES:
+        _refuse(text, len(word), f"two slashes are missing, as in {word}://{rest}; a host of that name: tcp://{text}")
+    return "tcp", 0
+
+
+def _host(text: str, at: int, end: int) -> tuple[str | None, int]:
+    """The host, and where the port begins."""
+    if text.startswith("[", at):
+        close = text.find("]", at, end)
+        if close < 0 or not text.startswith(":", close + 1):
+            _refuse(text, close + 1 if close >= 0 else end, "an IPv6 address with a port is written [::1]:8080")
+        host = text[at + 1 : close]
+        address, percent, scope = host.partition("%")
+        if ":" not in address or normal_host(address) is None:
+            _refuse(text, at + 1, f"{address!r} is no IPv6 address, which is written [::1]:8080 with its port")
+        if percent and not scope:
+            _refuse(text, close, "the scope is missing, as in [fe80::1%eth0]:8080")
+        _none_of(text, at + len(address) + 2, close, "a scope", frozenset(" #%/[]"))
+        return host, close + 2
+    colon = text.rfind(":", at, end)
+    if colon < 0:
+        rest = text[at:end]
+        if _is_number(rest.replace("-", "", 1)):
+            return None, at
+        _refuse(text, end, f"the port is missing, as in {rest or '127.0.0.1'}:8080")
+    host = text[at:colon]
+    if ":" in host:
+        right = f"[{host}]:{text[colon + 1 : end]}" if normal_host(host) else "[::1]:8080"
+        _refuse(text, at, f"an IPv6 address stands in brackets, as in {right}")
+    if host in ("", "*"):
+        return None, colon + 1
+    _none_of(text, at, colon, "a host", _NO_HOST)
+    return host, colon + 1
+
+
+def _none_of(text: str, at: int, end: int, what: str, bad: frozenset[str]) -> None:
+    for n in range(at, end):
+        if text[n] in bad or not text[n].isprintable():
+            _refuse(text, n, f"{what} has no {text[n]!r} in it")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _number(text: str) -> int:
+    return int(text.lstrip("0")[:20] or 0)  # int() refuses thousands of digits
+
+
+def _port(text: str, at: int, end: int, most: int) -> tuple[int | str, int | None]:
+    """A port, and the last one when it is a range."""
+    port = text[at:end]
+    first, dash, last = port.partition("-")
+    if _is_number(first) and (not dash or _is_number(last)):
+        numbers = [_number(number) for number in (first, last) if number]
+        for number in numbers:
+            if number > most:
+                _refuse(text, at, f"port {number} is not between 0 and {most}")
+        if dash and not 0 < numbers[0] <= numbers[1]:
+            _refuse(text, at, f"a range of ports begins above 0 and goes up, as in 8000-8010; this is {port}")
+        return numbers[0], numbers[1] if dash and numbers[0] < numbers[1] else None
+    named = most == 65535  # services are of TCP
+    if not (named and port.isascii() and port[:1].isalpha() and not _NO_NAME.intersection(port) and port.isprintable()):
+        or_name = ", or the name of a service" if named else ""
+        _refuse(text, at, f"{port!r} is no port: a number from 0 to {most}, a range as in 8000-8010{or_name}")
+    return port, None
+
+
+_NO_NAME = frozenset(" #%:?@[]")
+
+
+def _path(text: str, at: int, end: int) -> str:
+    if text.startswith("//", at):
+        if not text.startswith("///", at):
+            _refuse(text, at, f"a path is written unix:/path or unix:{text[at + 2 : end]}")
+        at += 2
+    if text.startswith("@", at):
+        name = _decoded(text, at + 1, end)
+        return f"\0{name}" if name else _refuse(text, end, "the abstract name is missing, as in unix:@name")
+    path = _decoded(text, at, end)
+    if "\0" in path:
+        _refuse(text, at, "a path has no NUL in it; an abstract name is written unix:@name")
+    return path or _refuse(text, end, "the path is missing, as in unix:/run/app.sock")
+
+
+def _name(text: str, at: int, end: int) -> str:
+    name = _decoded(text, at, end)
+    if name.startswith("//") or ":" in name:
+        _refuse(text, at, "a name of systemd's is written systemd:name, and has no colon in it")
+    return name or _refuse(text, end, "the name is missing, as in systemd:web")
+
+
+def _fd(text: str, at: int, end: int) -> int:
+    number = _number(text[at:end]) if _is_number(text[at:end]) else -1
+    if not 0 <= number <= 0x7FFFFFFF:
+        _refuse(text, at, f"{text[at:end]!r} is no file descriptor, as in fd://3")
+    return number
+
+
+def _cid(text: str, at: int, end: int) -> int:
+    cid = text[at:end]
+    number = _number(cid) if _is_number(cid) else _CIDS.get(cid, -1)
+    if not 0 <= number <= 0xFFFFFFFF:
+        _refuse(text, at, f"{cid!r} is no context id: a number, host, local, or * for any")
+    return number
+
+
+def _options(text: str, at: int) -> _Pairs:
+    found: dict[str, str] = {}
+    for part in text[at:].split("&"):
+        key, equals, _ = part.partition("=")
+        if not (key.isascii() and key.isidentifier()):
+            _refuse(text, at, f"{key!r} is no option, which is written name=value")
+        if not equals:
+            _refuse(text, at + len(key), f"the value of {key} is missing, as in {key}=1")
+        if key in found:
+            _refuse(text, at, f"{key} is given twice")
+        found[key] = _decoded(text, at + len(key) + 1, at + len(part))
+        at += len(part) + 1
+    return tuple(found.items())
+
+
+def _decoded(text: str, at: int, end: int) -> str:
+    """Percent-encoding undone, byte by byte: a path is bytes, and need not be UTF-8."""
+    data = bytearray()
+    while at < end:
+        if text[at] == "%":
+            digits = text[at + 1 : min(at + 3, end)]
+            if len(digits) != 2 or not _HEX.issuperset(digits):
+                _refuse(text, at, "a percent sign is followed by two hexadecimal digits, and written %25 itself")
+            data.append(int(digits, 16))
+            at += 3
+            continue
+        try:
+            data += fsencode(text[at])
+        except UnicodeError:
+            _refuse(text, at, f"{text[at]!r} cannot be encoded")
+        at += 1
+    try:
+        return fsdecode(bytes(data))
+    except UnicodeError:
+        _refuse(text, at, f"{bytes(data)!r} cannot be decoded")
+
+
+# ---------------------------------------------------------------------------- printing
+
+
+def _quoted(text: str) -> str:
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in fsencode(text))
+
+
+def unix_url(path: str) -> str:
+    """A path, or an abstract name behind a NUL, as a bind."""
+    if path.startswith("\0"):
+        return f"unix:@{_quoted(path[1:])}"
+    if path.startswith("@"):
+        return f"unix:%40{_quoted(path[1:])}"
+    return f"unix:{'//' if path.startswith('//') else ''}{_quoted(path)}"
+
+
+def _normal(host: str | None) -> str | None:
+    """A host as it stands in a URL, the same for all ways to write it."""
+    if host is None:
+        return None
+    address, percent, scope = host.partition("%")
+    if ":" in address:
+        return f"[{normal_host(address)}{percent}{scope}]"
+    return host.lower() if host.isascii() else host

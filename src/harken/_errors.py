@@ -17,10 +17,12 @@ class ListenError(OSError):
     """
 
     step: str = "listen"
-    """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind`` or ``listen``."""
+    """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind``, ``listen``; for inherited sockets
+    ``adopt`` or ``from_systemd``."""
 
     address: Address | str = ""
-    """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo`` the bind as it was given."""
+    """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
+    range of ports that are all in use, the bind as it was given; what is inherited is ``fd://3``, ``systemd:name``."""
 
     def __str__(self) -> str:
         return f"{self.step}({shown(self.address)}): {super().__str__()}"

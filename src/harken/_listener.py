@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from os import fsdecode
+
 from ._address import scope_name
-from ._socket import Socket, close_each, queue_of
+from ._bind import unix_url
+from ._constants import AF_INET, AF_INET6
+from ._socket import Socket, close_each, queue_of, state_of
 from ._stats import ListenerStats, stats
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
@@ -23,19 +27,26 @@ class Listener(Socket):
 
     @property
     def address(self) -> Address:
-        """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6."""
-        address: Address = self.getsockname()
-        return address
+        """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6; for a unix socket its
+        path as a str, an abstract name with the NUL in front."""
+        address: Address | bytes = self.getsockname()
+        return fsdecode(address) if isinstance(address, bytes) else address
 
     @property
     def port(self) -> int:
-        """The port, also when the system chose it."""
-        return self.address[1]
+        """The port, also when the system chose it. Raises ValueError for a unix socket, which has none."""
+        address = self.address
+        if isinstance(address, str) or self.family not in (AF_INET, AF_INET6):
+            raise ValueError(f"{self.url} has no port")
+        return address[1]
 
     @property
     def url(self) -> str:
-        """The address as a bind that `harken.listen` reads: ``tcp://[::1]:8080``."""
-        return url_of(self.address)
+        """The address as a bind that `harken.listen` reads: ``tcp://[::1]:8080``, ``unix:/run/app.sock``."""
+        address = self.address
+        if isinstance(address, str) or self.family in (AF_INET, AF_INET6):
+            return url_of(address)
+        return f"fd://{self.fileno()}"  # of a family that has no URL yet
 
     @property
     def backlog(self) -> int | None:
@@ -44,8 +55,17 @@ class Listener(Socket):
 
     @property
     def state(self) -> str:
-        """``listening`` or ``closed``."""
-        return "closed" if self.fileno() < 0 else "listening"
+        """``bound``, ``listening`` or ``closed``."""
+        return state_of(self)
+
+    def listen(self, backlog: int | None = None) -> None:
+        """From now on connections are accepted: `Socket.listen`. One that listens already is left alone, unless a
+        longer queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket."""
+        if (backlog is None or (isinstance(backlog, int) and backlog >= 0)) and self.state == "listening":
+            granted = self.backlog
+            if backlog is None or granted is None or backlog <= granted:
+                return
+        super().listen(backlog)
 
     def stats(self) -> ListenerStats:
         """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
@@ -70,10 +90,10 @@ class Listeners(tuple[Listener, ...]):
 
     @property
     def port(self) -> int:
-        """The one port that all share. Raises ValueError when there are several."""
-        ports = {listener.port for listener in self}
+        """The one port that all share which have one. Raises ValueError when there are several, or none."""
+        ports = {listener.port for listener in self if listener.family in (AF_INET, AF_INET6)}
         if len(ports) != 1:
-            raise ValueError(f"these listeners have {len(ports)} ports: {', '.join(map(str, self))}")
+            raise ValueError(f"these listeners have {len(ports) or 'no'} ports: {', '.join(map(str, self))}")
         return ports.pop()
 
     def listen(self, backlog: int | None = None) -> None:
@@ -123,6 +143,8 @@ class IncompleteListeners(Listeners):
 
 def url_of(address: Address) -> str:
     """An address as a bind."""
+    if isinstance(address, str):
+        return unix_url(address)
     host, port = str(address[0]), address[1]
     if ":" not in host:
         return f"tcp://{host}:{port}"

@@ -6,10 +6,7 @@ from ._socket import queue_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
-
-    class HasFileno(Protocol):
-        def fileno(self) -> int: ...
+    from ._types import HasFileno
 
 
 class ListenerStats:

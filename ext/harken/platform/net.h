@@ -25,6 +25,8 @@
  *   net_wait, net_waker_*       wait for a handle and for a waker that another thread can pull
  *   net_duplicate               a second handle of the same socket
  *   net_describe                family, type and protocol of a handle that came from elsewhere
+ *   net_listening               has listen() been called?
+ *   net_taken                   does this error of bind() or listen() mean that somebody else has the port?
  *   net_listener_defaults       what every listening TCP socket wants before bind()
  *   net_hold                    keep others from listening on a bound address until we do
  *   net_backlog                 what to hand to listen() for a wished queue length

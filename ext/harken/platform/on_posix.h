@@ -23,6 +23,9 @@
 #ifdef __linux__
 #include <sys/eventfd.h>
 #endif
+#ifdef __APPLE__
+#include <libproc.h>
+#endif
 
 typedef int net_socket_t;
 typedef socklen_t net_length_t;
@@ -330,6 +333,28 @@ static inline int net_describe(net_socket_t s, int *family, int *type, int *prot
     *proto = protocol;
     return 0;
 }
+
+static inline int net_listening(net_socket_t s, int *on)
+{
+    socklen_t size = sizeof *on;
+    *on = 0;
+    if (getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0)
+        return 0;
+#ifdef __APPLE__
+    /* macOS knows the option, but not in getsockopt(). */
+    struct socket_fdinfo info;
+    *on = 0;
+    if (errno == ENOPROTOOPT) {
+        if (proc_pidfdinfo(getpid(), s, PROC_PIDFDSOCKETINFO, &info, sizeof info) != (int)sizeof info)
+            return errno ? errno : ENOTSOCK;
+        *on = (info.psi.soi_options & SO_ACCEPTCONN) != 0;
+        return 0;
+    }
+#endif
+    return errno;
+}
+
+static inline int net_taken(int error) { return error == EADDRINUSE; }
 
 /* SO_REUSEADDR lets a restarted server have its port back while old connections are in TIME_WAIT. On POSIX it does not
  * let a second server listen beside a live one. TCP_NODELAY is inherited by accepted connections: set here, it costs

@@ -333,6 +333,17 @@ static inline int net_describe(net_socket_t s, int *family, int *type, int *prot
     return 0;
 }
 
+static inline int net_listening(net_socket_t s, int *on)
+{
+    int size = sizeof *on; /* a single byte is written by some versions */
+    *on = 0;
+    return getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, (char *)on, &size) == 0 ? 0 : WSAGetLastError();
+}
+
+/* WSAEACCES: somebody has the port for himself, on this address or on the wildcard; or it is in a range that the system
+ * has set aside. */
+static inline int net_taken(int error) { return error == WSAEADDRINUSE || error == WSAEACCES; }
+
 /* SO_REUSEADDR is left off: on Windows it lets any process take the port of a live server. SO_EXCLUSIVEADDRUSE is
  * Microsoft's advice to every server: without it another process may bind a more specific address over ours.
  * TCP_NODELAY is inherited by accepted connections here too. */
