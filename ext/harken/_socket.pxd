@@ -11,6 +11,7 @@ cdef class Socket:
     cdef bint has_waker
     cdef net_waker_t waker  # owned: made by the first accept() that waits, closed with the handle
     cdef bint held  # bound so that nobody else can listen: undone before listen(2)
+    cdef bint listens  # made to by this object
     cdef int wished  # the backlog for listen(), -1 for the most
     cdef double seconds  # the timeout: negative waits for ever, 0 not at all
     cdef PyThread_type_lock idle  # owned by close(): released by the last call that leaves
