@@ -197,6 +197,13 @@ os._exit(0)
 # ---------------------------------------------------------------------- how it waits
 
 
+@pytest.mark.parametrize("method", ["accept", "accept_many"])
+def test_what_waits_is_taken_however_short_the_timeout(method: str) -> None:
+    with listening() as listener, clients(listener.getsockname(), 1):
+        listener.settimeout(1e-9)
+        getattr(listener, method)()[0].close()
+
+
 def test_a_batch_waits_for_the_first_connection_only(listener: harken.Socket) -> None:
     call = Call(listener.accept_many).blocked()
     with clients(listener.getsockname(), 1) as (client,):
@@ -652,6 +659,23 @@ def in_a_child(function):
     assert os.waitpid(child, 0)[1] == 0
 """
 )
+
+
+@pytest.mark.parametrize("method", ["accept", "accept_many"])
+def test_whoever_shares_a_listener_may_make_it_block(method: str) -> None:
+    with listening() as listener:
+        listener.settimeout(0.001)
+        with pytest.raises(TimeoutError):
+            listener.accept()  # now it is non-blocking
+        listener.settimeout(None)
+        with clients(listener.getsockname(), 1), listener.dup().to_socket() as theirs:
+            theirs.setblocking(True)
+            getattr(listener, method)()[0].close()
+            theirs.setblocking(True)
+            again = Call(getattr(listener, method)).blocked()
+            listener.close()
+            with fails(EBADF):
+                again.outcome()
 
 
 @posix_only

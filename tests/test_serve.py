@@ -126,6 +126,18 @@ def test_a_signal_ends_it_cleanly_with_clients_open(number: str) -> None:
                 socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
+def test_it_serves_on_when_nobody_reads_what_it_tells() -> None:
+    command = [sys.executable, "-m", "harken", "serve", "127.0.0.1:0", "--for", "1", "--every", "0.01"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        port = port_of(child.stdout.readline())
+        child.stdout.close()
+        assert echoes("127.0.0.1", port, 5, b"still there")
+        assert child.stderr.read() == ""
+        assert child.wait(30) == 0
+
+
 def test_for_bounds_it() -> None:
     with serving("127.0.0.1:0", "--for", "0.2") as child:
         assert child.wait(30) == 0

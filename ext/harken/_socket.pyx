@@ -216,16 +216,18 @@ cdef class Socket:
         return 0
 
     cdef bint ready(self, short events, double deadline, bint wakeable) except -1:
-        """Like wait(), but answers 0 when the time is over."""
+        """Like wait(), but answers 0 when the time is over; it has looked once, however short the time."""
         cdef int error, milliseconds, outcome = c.NET_TIMED_OUT
         cdef double left
         cdef net_socket_t handle
+        cdef bint looked = False
         while True:
             milliseconds = c.NET_WAIT_SLICE
             if deadline >= 0:
-                left = ceil((deadline - c.net_monotonic()) * 1000)
-                if left <= 0:
+                left = max(0.0, ceil((deadline - c.net_monotonic()) * 1000))
+                if looked and left == 0:
                     return 0
+                looked = True
                 if milliseconds < 0 or left < milliseconds:
                     milliseconds = <int>min(left, 1 << 30)
             self.enter(not wakeable)
@@ -301,8 +303,8 @@ cdef class Socket:
         cdef Socket connection
         cdef double deadline = self.deadline()
         self.must_be_open()
-        self.must_not_block()
         while True:
+            self.must_not_block()
             length = sizeof(peer)
             self.enter(False)
             handle = self.handle
@@ -336,8 +338,8 @@ cdef class Socket:
         if limit < 1:
             raise ValueError(f"limit must be at least 1: {limit}")
         self.must_be_open()
-        self.must_not_block()
         while True:
+            self.must_not_block()
             wished = <int>min(limit - len(found), BATCH)
             self.enter(False)
             handle = self.handle

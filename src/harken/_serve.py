@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import signal
 import threading
 import time
@@ -73,8 +74,7 @@ class Report:
         text = f"open {open}  accepted {accepted}  {rate:.0f}/s  queued {'?' if queued is None else queued}"
         told: dict[str, object] = {"open": open, "accepted": accepted, "queued": queued}
         if self._live:
-            self._out.write(f"\r{text}\x1b[K")
-            self._out.flush()
+            self._write(f"\r{text}\x1b[K")
         elif told != self._told:
             self._line("figures", text, **told, rate=round(rate, 1))
         self._told = told
@@ -94,7 +94,16 @@ class Report:
             text = json.dumps({"event": event, **facts})
         elif self._live:
             text = f"\r{text}\x1b[K"
-        print(text, file=self._out, flush=True)
+        self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError:
+            # Whoever read it has left, the clients have not. What was not written goes nowhere, also when Python ends.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._out.fileno())
 
 
 def run(listeners: Listeners, report: Report, seconds: float | None = None) -> None:
