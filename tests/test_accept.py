@@ -825,3 +825,17 @@ if __name__ == "__main__":
             print(worker.exitcode)
 """
     assert python(code).stdout == "b'from the worker'\n0\n"
+
+
+@linux_only
+def test_close_does_not_wait_for_ever_for_a_connect_to_a_full_unix_socket() -> None:
+    path = f"\0harken-full-{os.getpid()}"
+    with harken.Socket(harken.AF_UNIX) as listener, harken.Socket(harken.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        second = harken.Socket(harken.AF_UNIX)
+        waiting = Call(second.connect, path).blocked()
+        second.close()
+    with pytest.raises(OSError, match="."):
+        waiting.outcome()

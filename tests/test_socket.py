@@ -1504,3 +1504,24 @@ def test_what_c_takes_as_an_int_must_be_one(call: Callable[[harken.Socket], obje
 def test_what_is_too_large_for_c_is_named() -> None:
     with harken.Socket() as sock, pytest.raises(OverflowError, match="value"):
         sock.setsockopt(harken.SOL_SOCKET, harken.SO_RCVBUF, 2**40)
+
+
+def test_a_number_of_thousands_of_digits_is_named_all_the_same() -> None:
+    huge = 10**5000
+    for call, named in [
+        (lambda: harken.getaddrinfo(None, huge), "port"),
+        (lambda: harken.getaddrinfo(None, 80, huge), "family"),
+        (lambda: harken.listen("127.0.0.1:0", backlog=-huge), "backlog"),
+        (lambda: harken.listen(huge), "port"),
+        (lambda: harken.Socket(huge), "family"),
+    ]:
+        with pytest.raises((OverflowError, ValueError), match=named):
+            call()
+
+
+def test_sendfile_leaves_the_file_behind_what_was_sent(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"0123456789")
+    with connection(harken.Socket) as (client, server), open(tmp_path / "data", "rb") as file:
+        assert client.sendfile(file, 2, 5) == 5
+        assert file.tell() == 7
+        assert server.recv(10) == b"23456"

@@ -17,6 +17,11 @@ cimport harken._platform as c
 from harken._platform cimport net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
 
 
+cdef str shown(object number):
+    """A number for a message; Python refuses to write out thousands of digits."""
+    return str(number) if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
+
+
 cdef int port_of(object port, const char *call) except -1:
     """A port as a number from 0 to 65535."""
     cdef long long number
@@ -28,9 +33,9 @@ cdef int port_of(object port, const char *call) except -1:
     try:
         number = port
     except OverflowError:
-        number = -1
+        raise OverflowError(f"{call.decode()}: port must be 0-65535, not {shown(port)}") from None
     if not 0 <= number <= 65535:
-        raise OverflowError(f"{call.decode()}: port must be 0-65535, not {port}")
+        raise OverflowError(f"{call.decode()}: port must be 0-65535, not {number}")
     return <int>number
 
 
@@ -111,7 +116,7 @@ cdef unsigned int number_of(object value, unsigned int most, str name, const cha
     if not isinstance(value, int):
         raise TypeError(f"{call.decode()}: {name} must be an int, not {type(value).__name__}")
     if not 0 <= value <= most:
-        raise OverflowError(f"{call.decode()}: {name} must be 0-{most}, not {value}")
+        raise OverflowError(f"{call.decode()}: {name} must be 0-{most}, not {shown(value)}")
     return <unsigned int>value
 
 

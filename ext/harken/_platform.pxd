@@ -81,7 +81,7 @@ cdef extern from "platform/net.h" nogil:
     int net_connect(net_socket_t s, const sockaddr *address, net_length_t length)
     int net_recv(net_socket_t s, void *data, size_t size, int flags, size_t *done)
     int net_send(net_socket_t s, const void *data, size_t size, int flags, size_t *done)
-    void net_buffer(net_buffer_t *buffer, void *data, size_t size)
+    bint net_buffer(net_buffer_t *buffer, void *data, size_t size)
     int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
                     int flags, size_t *done)
     size_t net_control_space(size_t size)
@@ -153,4 +153,5 @@ cdef extern from "pythread.h":
     PyThread_type_lock PyThread_allocate_lock()
     void PyThread_free_lock(PyThread_type_lock lock)
     int PyThread_acquire_lock(PyThread_type_lock lock, int wait) nogil
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) nogil
     void PyThread_release_lock(PyThread_type_lock lock)

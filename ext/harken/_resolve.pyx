@@ -8,7 +8,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memchr, memcpy, memset, strcmp
 
 cimport harken._platform as c
-from harken._address cimport decode, encode, port_of, text_of
+from harken._address cimport decode, encode, port_of, shown, text_of
 from harken._platform cimport addrinfo, net_address_t, net_length_t
 
 from _collections_abc import Sequence  # collections.abc, without what else is in collections
@@ -309,7 +309,7 @@ cdef int hint_of(object value, int at) except? -1:
         try:
             return value
         except OverflowError:
-            raise OverflowError(f"getaddrinfo(): {_HINTS[at]} is too large for C: {value}") from None
+            raise OverflowError(f"getaddrinfo(): {_HINTS[at]} is too large for C: {shown(value)}") from None
     raise TypeError(f"getaddrinfo(): {_HINTS[at]} must be an int, not {type(value).__name__}")
 
 

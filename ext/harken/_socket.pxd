@@ -23,7 +23,7 @@ cdef class Socket:
     cdef int listen_for(self, int backlog) noexcept
     cdef int end(self) noexcept
 
-    cdef int enter(self, bint transfer) except -1
+    cdef int enter(self, bint transfer, net_socket_t *handle) except -1
     cdef void leave(self, bint transfer) noexcept
     cdef void forget_other_process(self) noexcept
     cdef net_socket_t let_go(self, bint nudge) noexcept

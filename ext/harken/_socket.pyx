@@ -21,7 +21,7 @@ from libc.math cimport ceil, isinf, isnan
 from libc.string cimport memset
 
 cimport harken._platform as c
-from harken._address cimport decode
+from harken._address cimport decode, shown
 from harken._lifecycle cimport forks
 from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
 from harken._resolve cimport locate
@@ -131,13 +131,14 @@ cdef class Socket:
     # ------------------------------------------------------------------ calls in flight
 
     @cython.critical_section
-    cdef int enter(self, bint transfer) except -1:
+    cdef int enter(self, bint transfer, net_socket_t *handle) except -1:
         if self.handle == c.NET_INVALID:
             return c.net_raise(c.NET_EBADF)
         if self.forks != forks():
             self.forget_other_process()
         self.calls += 1
         self.transfers += transfer
+        handle[0] = self.handle
         return 0
 
     @cython.critical_section
@@ -230,8 +231,7 @@ cdef class Socket:
                 looked = True
                 if milliseconds < 0 or left < milliseconds:
                     milliseconds = <int>min(left, 1 << 30)
-            self.enter(not wakeable)
-            handle = self.handle
+            self.enter(not wakeable, &handle)
             with nogil:
                 error = c.net_wait(handle, events, &self.waker if wakeable else NULL, milliseconds, &outcome)
             self.leave(not wakeable)
@@ -306,21 +306,22 @@ cdef class Socket:
         while True:
             self.must_not_block()
             length = sizeof(peer)
-            self.enter(False)
-            handle = self.handle
+            self.enter(False, &handle)
             with nogil:
                 error = c.net_accept(handle, False, &peer.any, &length, &taken)
             self.leave(False)
             if error == 0:
                 connection = self.take(Socket, taken, not c.NET_WAITS_BY_POLL)
-                return connection, decode(&peer.any, length)
+                return connection, decode(&peer.any, min(length, sizeof(peer)))
             if self.handle == c.NET_INVALID:
                 self.closed()
             if error == c.NET_EINTR:
                 c.PyErr_CheckSignals()
             elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
                 self.wait_for_connection(deadline)
-            elif not c.net_died_waiting(error):
+            elif c.net_died_waiting(error):
+                c.PyErr_CheckSignals()  # in case there is no end of them
+            else:
                 c.net_raise(error)
 
     def accept_many(self, Py_ssize_t limit=BATCH):
@@ -341,8 +342,7 @@ cdef class Socket:
         while True:
             self.must_not_block()
             wished = <int>min(limit - len(found), BATCH)
-            self.enter(False)
-            handle = self.handle
+            self.enter(False, &handle)
             with nogil:
                 error = c.net_accept_many(handle, wished, taken, &count)
             self.leave(False)
@@ -354,7 +354,7 @@ cdef class Socket:
                 return found
             if self.handle == c.NET_INVALID:
                 self.closed()
-            if error == c.NET_EINTR:
+            if error == c.NET_EINTR or c.net_died_waiting(error):
                 c.PyErr_CheckSignals()
             elif error == c.NET_EWOULDBLOCK:
                 if self.seconds == 0:
@@ -423,8 +423,7 @@ cdef class Socket:
         cdef net_socket_t handle
         cdef double deadline = self.deadline()
         locate(address, self.family, &to, &length, "connect()")
-        self.enter(True)
-        handle = self.handle
+        self.enter(True, &handle)
         with nogil:
             error = c.net_connect(handle, &to.any, length)
         self.leave(True)
@@ -454,8 +453,7 @@ cdef class Socket:
         if receive and size == 0:
             return self.must_be_open()  # like the standard library: Linux would wait for data and then take none
         while True:
-            self.enter(True)
-            handle = self.handle
+            self.enter(True, &handle)
             with nogil:
                 if receive:
                     error = c.net_recv(handle, data, size, flags, &done)
@@ -530,7 +528,7 @@ cdef class Socket:
         thing and refuses it with EOPNOTSUPP.
         """
         cdef list parts = list(buffers)
-        cdef size_t count = len(parts), n, held = 0, done = 0
+        cdef size_t count = len(parts), n, held = 0, used = 0, done = 0
         cdef Py_buffer *views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
         cdef net_buffer_t *vector = <net_buffer_t *>PyMem_Calloc(count + 1, sizeof(net_buffer_t))
         cdef bytearray control
@@ -549,14 +547,15 @@ cdef class Socket:
             for n in range(count):
                 PyObject_GetBuffer(parts[n], &views[n], PyBUF_SIMPLE)
                 held += 1
-                c.net_buffer(&vector[n], views[n].buf, views[n].len)
+                used += 1
+                if not c.net_buffer(&vector[n], views[n].buf, views[n].len):
+                    break  # it is cut short, so nothing may come behind it
             if self.seconds >= 0:
                 flags |= c.NET_DONTWAIT
             while True:
-                self.enter(True)
-                handle = self.handle
+                self.enter(True, &handle)
                 with nogil:
-                    error = c.net_sendmsg(handle, vector, count, control_at, control_size, flags, &done)
+                    error = c.net_sendmsg(handle, vector, used, control_at, control_size, flags, &done)
                 self.leave(True)
                 if self.handle == c.NET_INVALID:
                     self.closed()
@@ -587,12 +586,16 @@ cdef class Socket:
             raise ValueError(f"sendfile(): count must be positive: {count}")
         if offset or file.seekable():
             file.seek(offset)
-        while count is None or total < count:
-            data = file.read(65536 if count is None else min(65536, count - total))
-            if not data:
-                break
-            self.sendall(data)
-            total += len(data)
+        try:
+            while count is None or total < count:
+                data = file.read(65536 if count is None else min(65536, count - total))
+                if not data:
+                    break
+                self.sendall(data)
+                total += len(data)
+        finally:
+            if total and file.seekable():
+                file.seek(offset + total)  # behind what was sent, also when no more could be
         return total
 
     # ------------------------------------------------------------------ names, options, modes
@@ -746,7 +749,7 @@ cdef class Socket:
                 failure.add_note(f"fileno: {fileno} is no socket that this process can use")
                 raise
         self.family = actual_family if family == -1 else family
-        self.type = actual_type if type == -1 else type
+        self.type = actual_type if type == -1 else type & ~(c.NET_SOCK_NONBLOCK | c.NET_SOCK_CLOEXEC)
         self.proto = actual_proto if proto == -1 else proto
         # It waits for ever now, as the standard library's does, but its mode stays: other processes may share it.
         error = c.net_mode(handle, &blocks)
@@ -782,14 +785,17 @@ cdef class Socket:
     cdef int shut(self) noexcept:
         """close(), with its error number."""
         cdef c.PyThread_type_lock idle
+        cdef long long patience
         cdef int error
         cdef net_socket_t handle = self.let_go(True)
         if handle == c.NET_INVALID:
             return 0
         idle = self.idle
         if idle != NULL:
+            # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no longer.
+            patience = 1000000 if self.family == c.AF_UNIX else -1
             with nogil:
-                c.PyThread_acquire_lock(idle, 1)
+                c.PyThread_acquire_lock_timed(idle, patience, 0)
             self.idle = NULL
             c.PyThread_free_lock(idle)
         if self.listens:
@@ -853,7 +859,7 @@ cdef int int_of(object value, str name) except? -1:
     try:
         return value
     except OverflowError:
-        raise OverflowError(f"{name} is too large for C: {value}") from None
+        raise OverflowError(f"{name} is too large for C: {shown(value)}") from None
 
 
 cdef int backlog_of(object backlog) except -2:
@@ -863,7 +869,7 @@ cdef int backlog_of(object backlog) except -2:
     if not isinstance(backlog, int):
         raise TypeError(f"backlog must be an int or None, not {type(backlog).__name__}")
     if backlog < 0:
-        raise ValueError(f"backlog must not be negative: {backlog}")
+        raise ValueError(f"backlog must not be negative: {shown(backlog)}")
     return min(backlog, 0x7FFFFFFF)
 
 

@@ -179,7 +179,8 @@ def _refuse(text: str, at: int, what: str) -> NoReturn:
 def _read(bind: str | int) -> _Fields:
     if isinstance(bind, int) and not isinstance(bind, bool):
         if not 0 <= bind <= 65535:
-            _refuse(f"{int(bind)}", 0, f"port {int(bind)} is not between 0 and 65535")
+            text = str(int(bind)) if bind.bit_length() < 1024 else f"a number of {bind.bit_length()} bits"
+            _refuse(text, 0, f"port {text} is not between 0 and 65535")
         return None, int(bind), AF_UNSPEC, f":{int(bind)}", None, None, "tcp", ()
     if not isinstance(bind, str):
         raise TypeError(f"a bind is a str or a port number, not {type(bind).__name__}: {bind!r}")

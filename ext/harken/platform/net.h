@@ -63,16 +63,16 @@ typedef union {
 
 /* Up to `limit` waiting connections into `taken`, all non-blocking; `*count` says how many. Stops at the first error:
  * what was taken stands, and the error is returned only when nothing was. Connections that died in the queue are
- * passed over. No peer address is asked for: it can be had later, from the few that need it. */
+ * passed over, though not without end. No peer address is asked for: it can be had later, from the few that need it. */
 static inline int net_accept_many(net_socket_t listener, int limit, net_socket_t *taken, int *count)
 {
-    int error = 0;
+    int error = 0, died = 0;
     *count = 0;
     while (*count < limit) {
         error = net_accept(listener, 1, NULL, NULL, &taken[*count]);
         if (error == 0)
             ++*count;
-        else if (!net_died_waiting(error))
+        else if (!net_died_waiting(error) || ++died > limit)
             break;
     }
     return *count ? 0 : error;

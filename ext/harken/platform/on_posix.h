@@ -226,10 +226,12 @@ static inline int net_send(net_socket_t s, const void *data, size_t size, int fl
     return n < 0 ? errno : 0;
 }
 
-static inline void net_buffer(net_buffer_t *buffer, void *data, size_t size)
+/* Does it fit whole? */
+static inline int net_buffer(net_buffer_t *buffer, void *data, size_t size)
 {
     buffer->iov_base = data;
     buffer->iov_len = size;
+    return 1;
 }
 
 static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,

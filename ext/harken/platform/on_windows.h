@@ -222,10 +222,12 @@ static inline int net_send(net_socket_t s, const void *data, size_t size, int fl
     return n < 0 ? WSAGetLastError() : 0;
 }
 
-static inline void net_buffer(net_buffer_t *buffer, void *data, size_t size)
+/* Does it fit whole? */
+static inline int net_buffer(net_buffer_t *buffer, void *data, size_t size)
 {
     buffer->buf = (char *)data;
     buffer->len = (ULONG)net_clamp(size);
+    return buffer->len == size;
 }
 
 static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
@@ -259,6 +261,7 @@ static inline int net_waker_open(net_waker_t *waker)
 {
     struct sockaddr_in name;
     int length = sizeof name, error;
+    char junk;
     error = net_socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP, &waker->self);
     if (error)
         return error;
@@ -271,8 +274,12 @@ static inline int net_waker_open(net_waker_t *waker)
         error = WSAGetLastError();
         closesocket(waker->self);
         waker->self = INVALID_SOCKET;
+        return error;
     }
-    return error;
+    /* What a stranger sent before connect() shut him out would wake everybody for ever. */
+    while (recv(waker->self, &junk, 1, 0) >= 0 || WSAGetLastError() == WSAEMSGSIZE)
+        ;
+    return 0;
 }
 
 static inline void net_waker_pull(net_waker_t *waker) { (void)send(waker->self, "", 1, 0); }
