@@ -206,9 +206,14 @@ cdef class Socket:
     cdef int must_not_block(self) except -1:
         """For accept(2), which has no MSG_DONTWAIT, and from which close() could not wake a thread. Duplicates and
         other processes share the mode and may have changed it; an ioctl() costs less than a poll() before each."""
-        if self.seconds != 0:
-            self.blocks = not c.NET_WAITS_BY_POLL
-        return self.set_blocks(False)
+        cdef int error
+        if self.seconds == 0:
+            return self.set_blocks(False)
+        error = c.net_blocking(self.handle, False)
+        if error:
+            return c.net_raise(error)
+        self.blocks = False
+        return 0
 
     cdef int wait(self, short events, double deadline, bint wakeable) except -1:
         """Returns when the handle is ready. Raises TimeoutError, EBADF when closed, what a signal handler raises."""
