@@ -174,12 +174,13 @@ def test_a_terminal_gets_figures_that_change_in_place() -> None:
     assert b"accepted 0 connections" in shown
 
 
-def test_a_port_in_use_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_said_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     with harken.listen("127.0.0.1:0") as taken:
         assert main(["serve", f"127.0.0.1:{taken.port}"]) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"harken: bind(127.0.0.1:{taken.port}): ")
-        assert error.count("\n") == 1
+        assert error.splitlines()[1].startswith("hint: ")
+        assert error.count("\n") == 2
 
 
 @pytest.mark.parametrize("bind", ["nonsense", "127.0.0.1:70000", "::1:80"])

@@ -10,8 +10,10 @@ The map of the house, in the order of the flow:
     _stats       how long the queues are: `stats`
     _handover    the same as `socket.socket` objects, for other servers
     _inherit     sockets that are there already: `adopt`, `from_systemd`
-    _errors      what went wrong, in which step, on which address: `ListenError`
-    __main__     the command line
+    _errors      what went wrong, in which step, on which address: `ListenError`, `AddressInUseError`
+    _hints       what to do about it
+    _holders     who has an address: `holders`, `Holder`
+    __main__     the command line; `_serve`, `_who`: its commands
 
 and underneath `_lifecycle` (WSAStartup and WSACleanup), `_address` (tuples and sockaddr), `_constants`.
 """
@@ -61,7 +63,8 @@ from ._stats import ListenerStats, stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._errors import ListenError
+    from ._errors import AddressInUseError, ListenError
+    from ._holders import Holder, holders
     from ._inherit import adopt, from_systemd
 
 __all__ = [
@@ -78,7 +81,9 @@ __all__ = [
     "AI_V4MAPPED",
     "AddrInfo",
     "AddrInfoEntry",
+    "AddressInUseError",
     "Bind",
+    "Holder",
     "IPPROTO_IP",
     "IPPROTO_IPV6",
     "IPPROTO_TCP",
@@ -111,6 +116,7 @@ __all__ = [
     "bind",
     "from_systemd",
     "getaddrinfo",
+    "holders",
     "listen",
     "stats",
 ]
@@ -120,12 +126,16 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     # Needed when something fails, or when a program names it; an import that succeeds should not pay for it.
-    if name == "ListenError":
-        from ._errors import ListenError
+    if name in ("AddressInUseError", "ListenError"):
+        from . import _errors
 
-        return ListenError
+        return getattr(_errors, name)
     if name in ("adopt", "from_systemd"):
         from . import _inherit
 
         return getattr(_inherit, name)
+    if name in ("Holder", "holders"):
+        from . import _holders
+
+        return getattr(_holders, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="harken",
         description="From a name to accepted connections.",
-        epilog="Exit codes: 0 done, 1 a listener could not be opened, 2 the command line could not be read.",
+        epilog="Exit codes: 0 done, 1 a listener could not be opened or nobody has the address, 2 the command line"
+        " could not be read, 3 who has the address cannot be told.",
     )
     parser.add_argument("--version", action="version", version=f"harken {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -42,6 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     serve.set_defaults(run=_serve)
+
+    who = commands.add_parser(
+        "who",
+        help="who has an address",
+        description="Names the processes that have a BIND, also the ones that listen on a wildcard for it.",
+        epilog="A BIND is 8080, 127.0.0.1:8080, [::1]:8080, localhost:http, unix:/run/app.sock. Exit codes: 0 somebody"
+        " has one of them, 1 nobody, 2 a BIND could not be read, 3 it cannot be told.",
+    )
+    who.add_argument("binds", nargs="+", metavar="BIND")
+    who.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    who.set_defaults(run=_who)
     return parser
 
 
@@ -60,6 +72,12 @@ def _serve(options: argparse.Namespace) -> int:
     with listeners:
         _serve.run(listeners, report, options.seconds)
     return 0
+
+
+def _who(options: argparse.Namespace) -> int:
+    from . import _who
+
+    return _who.run(options.binds, options.json, sys.stdout)
 
 
 def _seconds(text: str) -> float:

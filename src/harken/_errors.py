@@ -1,10 +1,13 @@
-"""Errors for the person who reads them at three in the morning: which step, on which address."""
+"""Errors for the person who reads them at three in the morning: which step, on which address, and what to do."""
 
 from __future__ import annotations
 
+import errno
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from ._holders import Finding, Holder
     from ._types import Address
 
 
@@ -24,25 +27,83 @@ class ListenError(OSError):
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
     range of ports that are all in use, the bind as it was given; what is inherited is ``fd://3``, ``systemd:name``."""
 
+    # What is below is found out when it is first asked for, and kept. A loop that tries the next port, or waits for
+    # this one, would pay milliseconds for what it throws away; whoever prints the error does so at once.
+
+    @cached_property
+    def hint(self) -> str:
+        """What to do about it, in one line; empty where nothing is known that the system's text does not say."""
+        try:
+            from ._hints import hint_for
+
+            return hint_for(self)
+        except Exception:  # what explains an error must not become the error
+            return ""
+
     def __str__(self) -> str:
-        return f"{self.step}({shown(self.address)}): {super().__str__()}"
+        text = f"{self.step}({shown(self.address)}): {super().__str__()}"
+        return f"{text}\nhint: {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.step, self.address, _plain(self))
+        _ = self.hint  # found out here, as the copy may be read on another machine
+        return _rebuild, (self.step, self.address, _plain(self)), self.__dict__
 
 
-ListenError.__module__ = "harken"  # where programs import it from
+class AddressInUseError(ListenError):
+    """Somebody else has the address: EADDRINUSE, and on Windows also WSAEACCES, which is a PermissionError too."""
+
+    @property
+    def holders(self) -> list[Holder]:
+        """Whose the sockets are that stand in the way, as far as can be told. See `harken.holders`."""
+        return self._finding.holders
+
+    @property
+    def cause(self) -> str:
+        """Why it cannot be had, as it is when it is first asked for.
+
+        ``listener``   another socket listens there
+        ``wildcard``   a socket has an address that stands for this one, or that this one stands for
+        ``v6only``     a socket of one family takes the other too
+        ``inherited``  a child has what its parent made
+        ``bound``      a socket has it that does not listen
+        ``time-wait``  connections have it that are ending
+        ``hidden``     a process has it that may not be looked into
+        ``excluded``   Windows keeps the port for itself
+        ``unknown``    nobody is seen to have it, or there is no way to see
+        """
+        return self._finding.cause
+
+    @cached_property
+    def _finding(self) -> Finding:
+        from ._holders import Finding, explain
+
+        try:
+            found = explain(self.address) if self.address else Finding("unknown", [])
+        except Exception:  # as for the hint
+            found = Finding("unknown", [])
+        if found.cause == "unknown" and not isinstance(self.address, str):
+            from ._hints import excluded_range
+
+            if excluded_range(*self.address[:2]):
+                return Finding("excluded", [])
+        return found
+
+
+ListenError.__module__ = AddressInUseError.__module__ = "harken"  # where programs import them from
+
+_WSAEACCES = 10013
 
 
 def failure(step: str, address: Address | str, reason: OSError) -> ListenError:
     """``reason`` as a ListenError that is an instance of its class too."""
-    plain = type(reason)
-    kind = _KINDS.get(plain)
-    if kind is None:
-        name = f"Listen{plain.__name__[:1].upper()}{plain.__name__[1:]}"
-        kind = cast("type[ListenError]", type(name, (ListenError, plain), {"__module__": "harken"}))
-        _KINDS[plain] = kind
     winerror = getattr(reason, "winerror", None)
+    in_use = reason.errno == errno.EADDRINUSE or (winerror == _WSAEACCES and step == "bind")
+    base, plain = AddressInUseError if in_use else ListenError, type(reason)
+    kind = base if plain is OSError else _KINDS.get((base, plain))
+    if kind is None:
+        name = f"{base.__name__.removesuffix('Error')}{plain.__name__[:1].upper()}{plain.__name__[1:]}"
+        kind = cast("type[ListenError]", type(name, (base, plain), {"__module__": "harken"}))
+        _KINDS[base, plain] = kind
     # On Windows OSError finds errno from its fourth argument.
     error = kind(*reason.args) if winerror is None else kind(reason.errno, reason.strerror, None, winerror)
     error.step = step
@@ -50,14 +111,17 @@ def failure(step: str, address: Address | str, reason: OSError) -> ListenError:
     return error
 
 
-_KINDS: dict[type[OSError], type[ListenError]] = {OSError: ListenError}
+_KINDS: dict[tuple[type[ListenError], type[OSError]], type[ListenError]] = {}
 
 
 def _plain(error: ListenError) -> OSError:
-    plain = next((base for base in type(error).__bases__ if base is not ListenError), OSError)
+    plain: type[OSError] = OSError
+    for base in type(error).__bases__:
+        if issubclass(base, OSError) and not issubclass(base, ListenError):
+            plain = base
     if getattr(error, "winerror", None) is not None:
-        return cast(OSError, plain(error.errno, error.strerror, None, error.winerror))  # type: ignore[attr-defined,unused-ignore]
-    return cast(OSError, plain(*error.args))
+        return plain(error.errno, error.strerror, None, error.winerror)  # type: ignore[attr-defined,unused-ignore]
+    return plain(*error.args)
 
 
 def _rebuild(step: str, address: Address | str, reason: OSError) -> ListenError:
@@ -67,6 +131,6 @@ def _rebuild(step: str, address: Address | str, reason: OSError) -> ListenError:
 def shown(address: Address | str) -> str:
     """An address as people write it: ``127.0.0.1:80``, ``[::1]:80``."""
     if isinstance(address, str):
-        return address
+        return f"@{address[1:]}" if address.startswith("\0") else address
     host, port = str(address[0]), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

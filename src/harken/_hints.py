@@ -1,0 +1,300 @@
+"""What to do when a step fails: one line for the person who has to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+from . import _netlink
+from ._errors import AddressInUseError, ListenError, shown
+
+if TYPE_CHECKING:
+    from ._holders import Holder
+    from ._types import Address
+
+
+def hint_for(error: ListenError) -> str:
+    """One line, or nothing where the system's own text says it all."""
+    if isinstance(error, AddressInUseError):
+        return _in_use(error)
+    if isinstance(error, socket.gaierror):
+        return _no_address(error.errno, str(error.address))
+    by_number = _BY_NUMBER.get(error.errno or 0)
+    return by_number(error) if by_number else ""
+
+
+# ---------------------------------------------------------------------------- in use
+
+OTHER_PORT = "or choose another port (0 lets the system choose)"
+
+
+def _in_use(error: AddressInUseError) -> str:
+    cause, found, address = error.cause, error.holders, error.address
+    if cause == "excluded" and not isinstance(address, str):
+        first, last = excluded_range(*address[:2]) or (address[1], address[1])
+        return (
+            f"Windows keeps the ports {first} to {last} for itself, often for Hyper-V (`netsh interface ipv4 show"
+            f" excludedportrange protocol=tcp` lists them); choose another, as {last + 1}"
+        )
+    if cause == "time-wait":
+        return (
+            "only connections that have ended are left there, for a minute at most: wait, or have the server that"
+            " closed them set SO_REUSEADDR as well"
+        )
+    if not found:
+        return _nobody_seen(address)
+    who, theirs, ours = people(found), shown(found[0].address), shown(address)
+    mine = os.getpid() in [holder.pid for holder in found]
+    end = "close that one first" if mine else "end it" if len({holder.pid for holder in found}) == 1 else "end them"
+    has = "listens on" if found[0].state == "listening" else "has bound"
+    if cause == "v6only":
+        dual = "IPV6_V6ONLY is off" if ":" in theirs[1:] and theirs.startswith("[") else "asked for by one socket"
+        return f"{who} {has} {theirs}, which takes IPv4 and IPv6 alike ({dual}); {end} {OTHER_PORT}"
+    if cause == "wildcard":
+        wide, narrow = (theirs, ours) if _is_any(found[0].address) else (ours, theirs)
+        return f"{who} {has} {theirs}, and {wide} stands for {narrow} too; {end} {OTHER_PORT}"
+    if cause == "hidden":
+        user = f" of user {found[0].user}" if found[0].user else ""
+        return (
+            f"a process{user} that may not be looked into from here has {theirs}; as the administrator, outside of any"
+            f" container, `python -m harken who {shlex.quote(ours)}` names it"
+        )
+    if cause == "inherited":
+        if len({holder.pid for holder in found}) > 1:
+            return f"{who} share the socket of {theirs}, as a child inherits its parent's; {end}, children included"
+        return f"{who} has {theirs} and inherited it: the process that opened it has gone or closed it; {end}"
+    if cause == "bound":
+        doing = "has bound" if found[0].state == "bound" else "has a connection from"
+        return f"{who} {doing} {theirs} and does not listen there; {end} {OTHER_PORT}"
+    if isinstance(found[0].address, str):
+        return f"{who} listens on {theirs} already; {end} or choose another path"
+    if isinstance(address, str):  # a range of ports
+        return f"no port of {address} is free, {theirs} is {who}'s; {end} {OTHER_PORT}"
+    return f"{who} listens on {theirs} already; {end} {OTHER_PORT}"
+
+
+def _nobody_seen(address: Address | str) -> str:
+    if isinstance(address, str):
+        if address.startswith("\0") or not os.path.exists(address):
+            return "nobody is seen to have it now: try again"
+        return f"nobody has it: a server that ended has left the file behind; remove it (rm {shlex.quote(address)})"
+    from ._holders import NO_TABLE, holders
+
+    try:
+        holders(address)
+    except ValueError:
+        return "this machine has hardly a free port left: close some listeners or connections"  # it was port 0
+    except OSError:
+        return f"{NO_TABLE}; {OTHER_PORT.removeprefix('or ')}"
+    return (
+        "nobody is seen to have it: it is free again by now (try again), or what has it is not told here: a socket that"
+        " does not listen (Linux before 6.8, Windows), another user's (macOS)"
+    )
+
+
+def people(found: list[Holder]) -> str:
+    """``python3 (pid 17, user www: python3 serve.py)``, and the others as shortly as can be."""
+    first, *others = {holder.pid: holder for holder in found}.values()
+    if first.pid is None:
+        return f"a process of user {first.user}" if first.user else "a process that may not be looked into"
+    if first.pid == os.getpid():
+        text = "this process itself"
+    else:
+        facts = [f"pid {first.pid}", *([f"user {first.user}"] if first.user else [])]
+        command = printable(first.command)
+        tail = f": {command if len(command) <= 100 else command[:99] + '…'}" if command else ""
+        text = f"{printable(first.name) or 'a process'} ({', '.join(facts)}{tail})"
+    if others:
+        pids = [str(holder.pid) for holder in others if holder.pid is not None]
+        more = f" and {len(pids) - 5} more" if len(pids) > 5 else ""
+        text += f" and pid {', '.join(pids[:5])}{more}" if pids else " and others"
+    return text
+
+
+def printable(text: str) -> str:
+    """Command lines are other people's: no line ends and no commands to the terminal get through."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape", "replace").decode() for one in text)
+
+
+def _is_any(address: Address | str) -> bool:
+    return address[0] in ("0.0.0.0", "::")
+
+
+def excluded_range(host: str, port: int) -> tuple[int, int] | None:
+    """The range of ports that Windows keeps for itself and this one is in; None elsewhere."""
+    command = shutil.which("netsh")
+    if command is None:
+        return None
+    family = "ipv6" if ":" in host else "ipv4"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run(
+            [command, "interface", family, "show", "excludedportrange", "protocol=tcp"],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False,
+        )  # fmt: skip
+        return range_with(port, told.stdout.decode(errors="replace"))
+    return None
+
+
+def range_with(port: int, table: str) -> tuple[int, int] | None:
+    """The range with this port in what netsh prints, whatever its language: a line for each, first and last port."""
+    for first, last in re.findall(r"^\s*(\d+)\s+(\d+)", table, re.MULTILINE):
+        if int(first) <= port <= int(last):
+            return int(first), int(last)
+    return None
+
+
+# ---------------------------------------------------------------------------- by number
+
+
+def _forbidden(error: ListenError) -> str:
+    address = error.address
+    if isinstance(address, str):
+        path = "/" in address and "://" not in address
+        return f"the folder of {address} must be one that this user may write to" if path else ""
+    if error.step != "bind":
+        return "something that guards this process forbids it: SELinux, AppArmor, a seccomp filter or a firewall"
+    limit = _setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or "1024"
+    if 0 < address[1] < int(limit):
+        return (
+            f"ports below {limit} (net.ipv4.ip_unprivileged_port_start) are not for everybody: take {limit} or above,"
+            " or give the right to it, CAP_NET_BIND_SERVICE (`setcap cap_net_bind_service=+ep` on the interpreter, or"
+            " AmbientCapabilities= in the systemd unit), or have systemd's socket activation or a proxy in front take"
+            f" port {address[1]}"
+        )
+    return "port and user are fine, something else forbids it: SELinux (`semanage port -l`), AppArmor, seccomp"
+
+
+def _not_here(error: ListenError) -> str:
+    if isinstance(error.address, str):
+        return ""
+    host = error.address[0]
+    mine = local_addresses()
+    if ":" in host and mine and not any(":" in one for one in mine):
+        off = _setting("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "1"
+        why = "IPv6 is disabled here (net.ipv6.conf.all.disable_ipv6 = 1)" if off else "no interface here has IPv6"
+        return f"{why}: bind an IPv4 address, or `:{error.address[1]}` for all that this machine has"
+    every = f"`:{error.address[1]}` stands for all that it has"
+    if host.lower().startswith("fe80:"):
+        return f"a link-local address needs its interface, as in [{host}%eth0]:{error.address[1]}; {every}"
+    if not mine:
+        return f"this machine has no such address; {every}"
+    more = f" and {len(mine) - 8} more" if len(mine) > 8 else ""
+    return f"this machine has {', '.join(mine[:8])}{more}, not {host}; {every}"
+
+
+def local_addresses() -> list[str]:
+    """The addresses of this machine; none where it does not tell them."""
+    found = []
+    with contextlib.suppress(OSError):
+        for body in _netlink.dump(_netlink.ROUTE, 22, bytes(8)):  # RTM_GETADDR
+            told = _netlink.attributes(body[8:])
+            packed = told.get(2) or told.get(1) or b""  # IFA_LOCAL, which differs on point-to-point links; IFA_ADDRESS
+            family = {4: socket.AF_INET, 16: socket.AF_INET6}.get(len(packed))
+            if family is not None:
+                found.append(socket.inet_ntop(family, packed))
+        return found
+    with contextlib.suppress(OSError):
+        entries = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(["127.0.0.1", *(str(entry[4][0]) for entry in entries)]))
+    return []
+
+
+def _no_family(error: ListenError) -> str:
+    if not isinstance(error.address, str) and ":" in error.address[0]:
+        return "this system has no IPv6 at all (built or started without it): bind IPv4, as 0.0.0.0 or 127.0.0.1"
+    return "this system has no such address family"
+
+
+def _no_files(_: ListenError) -> str:
+    try:
+        import resource
+
+        limit = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # type: ignore[attr-defined,unused-ignore]
+    except ImportError:
+        return "this process has too many files and sockets open: close some"
+    return (
+        f"this process may have {limit} files and sockets open, and has: close some, or raise the limit (`ulimit -n`,"
+        " LimitNOFILE= in the systemd unit, --ulimit nofile= for a container)"
+    )
+
+
+def _no_system_files(_: ListenError) -> str:
+    limit = _setting("/proc/sys/fs/file-max")
+    return f"the whole system has as many files open as it may{f' ({limit}, fs.file-max)' if limit else ''}: end some"
+
+
+def _no_memory(_: ListenError) -> str:
+    limits = _setting("/proc/sys/net/ipv4/tcp_mem")
+    setting = f" or raise net.ipv4.tcp_mem ({limits} pages)" if limits else ""
+    return f"the system has no memory left for sockets: close connections{setting}"
+
+
+def _invalid(error: ListenError) -> str:
+    if not isinstance(error.address, str) and error.address[0].lower().startswith("fe80:"):
+        return f"a link-local address needs its interface, as in [{error.address[0]}%eth0]:{error.address[1]}"
+    return ""
+
+
+_BY_NUMBER = {
+    errno.EACCES: _forbidden,
+    errno.EPERM: _forbidden,
+    errno.EADDRNOTAVAIL: _not_here,
+    errno.EAFNOSUPPORT: _no_family,
+    errno.EMFILE: _no_files,
+    getattr(errno, "WSAEMFILE", errno.EMFILE): _no_files,
+    errno.ENFILE: _no_system_files,
+    errno.ENOBUFS: _no_memory,
+    errno.ENOMEM: _no_memory,
+    errno.EINVAL: _invalid,
+}
+
+
+def _setting(path: str) -> str:
+    """A setting of the kernel; empty where there is none."""
+    try:
+        with open(path) as file:
+            return " ".join(file.read().split())
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------------------- names
+
+
+def _no_address(code: int | None, bind: str) -> str:
+    from ._bind import Bind
+
+    host: str
+    port: int | str | None
+    try:
+        read = Bind(bind)
+        host, port = str(read.host or "*"), read.port
+    except (ValueError, TypeError):
+        host, port = bind, 0
+    codes = {name: getattr(socket, name, None) for name in ("EAI_AGAIN", "EAI_SERVICE", "EAI_FAIL", "EAI_FAMILY")}
+    if code == codes["EAI_AGAIN"]:
+        return f"no name server answered for {host!r}: try again, or see to the network and /etc/resolv.conf"
+    if code == codes["EAI_SERVICE"] or (isinstance(port, str) and not _is_service(port)):
+        return f"no service is called {port!r} here (/etc/services): write the port as a number"
+    if code == codes["EAI_FAMILY"] or code == getattr(socket, "EAI_ADDRFAMILY", None):
+        return f"{host!r} has no address of the family that was asked for: write tcp:// to take any"
+    if code == codes["EAI_FAIL"]:
+        return f"the name server refused to answer for {host!r}: an address in digits needs none"
+    if code in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
+        return f"nothing is called {host!r} in /etc/hosts or DNS: see to the spelling, or write the address"
+    return ""
+
+
+def _is_service(name: str) -> bool:
+    try:
+        socket.getservbyname(name, "tcp")
+    except OSError:
+        return False
+    return True

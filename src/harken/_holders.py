@@ -1,0 +1,528 @@
+"""Who has an address: which sockets stand in its way, and whose they are.
+
+Three tables can tell of the sockets, and the first that this machine has is asked: the kernel of Linux over sock_diag,
+``/proc/net``, psutil. From a socket to its processes Linux has no table; they are looked for in ``/proc/*/fd``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import shlex
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _netlink
+from ._bind import Bind
+from ._constants import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
+from ._resolve import getaddrinfo
+
+if TYPE_CHECKING:
+    from ._types import Address
+
+NO_TABLE = "who has an address cannot be told here without psutil: pip install 'harken[psutil]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has an address, or a socket whose process cannot be told."""
+
+    pid: int | None
+    """None where the process may not be looked into, or there is none, as for ``time-wait``."""
+    name: str
+    """The program's, as the system has it; empty without a pid."""
+    user: str | None
+    """The name of the user, or his number where he has no name. Without a pid it is the user who made the socket."""
+    command: str
+    """The command line, as a shell would take it; empty where it cannot be told."""
+    address: Address | str
+    """What the socket is bound to, which may be a wildcard that stands for the address that was asked for."""
+    state: str
+    """``listening``, ``bound`` (and neither listening nor connected), ``established``, ``time-wait`` …"""
+
+
+Holder.__module__ = "harken"
+
+
+def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]:
+    """Who has this address: a bind as `harken.listen` reads it, an address as ``getsockname()`` gives it, or the path
+    of a unix socket (``/run/app.sock``, ``unix:/run/app.sock``, ``@abstract``).
+
+    A wildcard stands for each of its addresses, on both sides. Listening sockets come first. A process is told once
+    for each address and state, however many connections it has. What another user's process has is told with
+    ``pid=None``, where this one may not look into it.
+
+    Raises ValueError for a bind that cannot be read, and OSError where nothing tells who has what (without Linux and
+    without psutil), or a name has no address.
+    """
+    wanted = _wanted(bind)
+    found = (
+        _on_path(wanted)
+        if isinstance(wanted, str)
+        else [held for relation, held in _met(*wanted) if relation != "ours"]
+    )
+    found.sort(key=lambda held: _RANK.get(held.state, len(_RANK)))
+    return Owners(found).holders(found)
+
+
+class Finding(NamedTuple):
+    """Why an address cannot be had."""
+
+    cause: str
+    holders: list[Holder]
+
+
+def explain(address: Address | str) -> Finding:
+    """Why ``address``, which bind() or listen() has just refused, is in use. Raises OSError where nothing tells."""
+    try:
+        wanted = _wanted(address)
+    except ValueError:
+        wanted = str(address)  # a path that does not look like one
+    met = [("same", held) for held in _on_path(wanted)] if isinstance(wanted, str) else _met(*wanted)
+    owners = Owners([held for _, held in met])
+    met = [(relation, held) for relation, held in met if held not in owners.gone]
+    # The first that there is stands in the way. Bound or connected sockets may be harmless beside one that listens.
+    for state, abroad in (("listening", False), ("listening", True), ("bound", False), ("bound", True), ("", False)):
+        group = [
+            (relation, held)
+            for relation, held in met
+            if (relation in _ABROAD) == abroad and (held.state == state or not (state or held.ownerless))
+        ]
+        if group:
+            break
+    else:
+        closing = [held for relation, held in met if held.ownerless and relation not in _ABROAD]
+        return Finding("time-wait" if closing else "unknown", owners.holders(closing))
+    relations = {relation for relation, _ in group}
+    # A socket on the very address explains more than one beside it.
+    group = [(relation, held) for relation, held in group if relation == "same" or "same" not in relations]
+    sockets = [held for _, held in group]
+    named = owners.holders(sockets)
+    if abroad:
+        cause = "v6only"
+    elif state and "same" not in relations:
+        cause = "wildcard"
+    elif all(holder.pid is None for holder in named):
+        cause = "hidden"
+    elif state and owners.inherited(sockets):
+        cause = "inherited"
+    else:
+        cause = "listener" if state == "listening" else "bound"
+    return Finding(cause, named)
+
+
+# ---------------------------------------------------------------------------- addresses
+
+
+_Inet = tuple[str, int] | tuple[str, int, int, int]
+
+
+def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequence[_Inet], range] | str:
+    """The addresses and the ports that are asked for, or the path."""
+    if isinstance(bind, os.PathLike):
+        return os.fspath(bind)
+    if isinstance(bind, str) and bind.startswith(("/", "./", "../", "\0")):
+        return bind
+    if isinstance(bind, str) and bind.startswith("@"):
+        return f"\0{bind[1:]}"
+    hosts: Sequence[_Inet]
+    if isinstance(bind, tuple) and not isinstance(bind, Bind):
+        hosts = [bind] if _packed(bind[0]) else _resolved(bind[0] or "0.0.0.0", bind[1])
+        last = None
+    else:
+        read = Bind(bind)
+        if read.path is not None:
+            return read.path
+        if read.port is None or read.cid is not None:
+            raise ValueError(f"bind {str(bind)!r}: who has it can be told for TCP and unix sockets only")
+        hosts = _resolved(read.host, read.port, read.family)
+        last = read.ports[-1] if read.ports else None
+    first = hosts[0][1]
+    if first == 0:
+        raise ValueError(f"bind {bind!s}: port 0 is whichever is free, so nobody has it")
+    return hosts, range(first, (last or first) + 1)
+
+
+def _resolved(host: str | None, port: int | str, family: int = AF_UNSPEC) -> list[_Inet]:
+    with getaddrinfo(host, port, family, SOCK_STREAM, IPPROTO_TCP, AI_PASSIVE) as entries:
+        found = dict.fromkeys(entry.sockaddr for entry in entries)
+        return [sockaddr for sockaddr in found if not isinstance(sockaddr, str)]
+
+
+def _met(hosts: Sequence[_Inet], ports: range) -> list[tuple[str, Held]]:
+    """How each socket with one of the ports meets the first of the addresses that it meets."""
+    packed = [(_packed(host[0]), host) for host in hosts]
+    found = []
+    for held in _on_ports(ports):
+        relations = [relation for ours, host in packed if (relation := _relation(ours, host, held))]
+        if relations:
+            found.append((min(relations, key=_ORDER.index), held))
+    return found
+
+
+def _packed(host: str) -> bytes:
+    """4 bytes for IPv4, also where IPv6 has it mapped, else 16; none for what is no address."""
+    host = host.partition("%")[0]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            packed = socket.inet_pton(family, host)
+            return packed[12:] if packed.startswith(_MAPPED) else packed
+    return b""
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+_ORDER = ("same", "wildcard", "theirs", "ours")
+_ABROAD = _ORDER[2:]  # the other family's wildcard takes both: theirs, or ours, if we had asked for that
+_RANK = {"listening": 0, "bound": 1, "established": 2}
+
+
+def _relation(ours: bytes, address: tuple[Any, ...], held: Held) -> str:
+    """How a socket meets an address: ``same``, ``wildcard``, ``theirs``, ``ours``, or not at all."""
+    theirs = _packed(held.address[0])
+    if len(ours) == len(theirs):
+        scopes = {one[3] for one in (address, held.address) if len(one) > 3 and one[3]}
+        if ours == theirs:
+            return "same" if len(scopes) < 2 else ""
+        return "" if any(ours) and any(theirs) else "wildcard"
+    if not any(theirs) and held.takes_both and len(ours) == 4:
+        return "theirs"
+    return "ours" if len(ours) == 16 and not any(ours) else ""
+
+
+# ---------------------------------------------------------------------------- sockets
+
+
+class Held(NamedTuple):
+    """A socket, as one of the tables has it."""
+
+    address: Any  # Address, or the path
+    state: str
+    inode: int
+    """What Linux calls the socket; 0 where the kernel keeps it without a process."""
+    uid: int | None
+    pid: int | None = None
+    """Where the table tells it, as psutil does."""
+    takes_both: bool = False
+    """An IPv6 socket that takes IPv4 too, as far as can be told."""
+
+    @property
+    def ownerless(self) -> bool:
+        """Does no process have it, only the kernel?"""
+        return not self.inode and self.pid is None
+
+
+_STATES = {
+    1: "established", 2: "syn-sent", 3: "syn-recv", 4: "fin-wait-1", 5: "fin-wait-2", 6: "time-wait",
+    7: "bound", 8: "close-wait", 9: "last-ack", 10: "listening", 11: "closing", 12: "syn-recv",
+}  # fmt: skip
+
+
+def _on_ports(ports: range) -> list[Held]:
+    """Every TCP socket with one of these local ports."""
+    table: Callable[[range], list[Held]]
+    for table in (by_sock_diag, by_proc, by_psutil):
+        with contextlib.suppress(OSError, ImportError):
+            return table(ports)
+    raise OSError(errno.ENOTSUP, NO_TABLE)
+
+
+_DIAG_BY_FAMILY = 20
+_DIAG_V6ONLY = 11
+
+
+def by_sock_diag(ports: range) -> list[Held]:
+    """From the kernel, in every state. Sockets that are bound and nothing more are told by Linux 6.8 and newer."""
+    found = []
+    one = struct.pack("!H", ports[0] if len(ports) == 1 else 0)  # the kernel leaves out others; 0: it leaves out none
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + one + bytes(46)
+        for body in _netlink.dump(_netlink.SOCK_DIAG, _DIAG_BY_FAMILY, request):
+            state, port = body[1], struct.unpack_from("!H", body, 4)[0]
+            if port not in ports:
+                continue
+            uid, inode = struct.unpack_from("=II", body, 64)
+            address: Address
+            if family == socket.AF_INET:
+                address = (socket.inet_ntop(family, body[8:12]), port)
+                both = False
+            else:
+                host, device = socket.inet_ntop(family, body[8:24]), struct.unpack_from("=I", body, 40)[0]
+                address = (host, port, 0, device if host.startswith("fe80:") else 0)
+                both = _netlink.attributes(body[72:]).get(_DIAG_V6ONLY, b"\0") == b"\0"
+            # What no process has, as in TIME_WAIT, has user 0 here, which would be root.
+            found.append(Held(address, _STATES.get(state, "unknown"), inode, uid if inode else None, None, both))
+    return found
+
+
+def by_proc(ports: range) -> list[Held]:
+    """From ``/proc/net``, where netlink is forbidden. Nothing there tells of sockets that are bound and no more."""
+    found = []
+    if os.readlink("/proc/self") != str(os.getpid()):
+        raise OSError(errno.ENOENT, "/proc tells of others")  # as to a program for Windows under Wine
+    with open("/proc/net/tcp") as table:
+        lines = table.readlines()[1:]
+    with contextlib.suppress(OSError), open("/proc/net/tcp6") as table:
+        lines += table.readlines()[1:]
+    for line in lines:
+        words = line.split()
+        digits, _, number = words[1].partition(":")
+        port = int(number, 16)
+        if port not in ports:
+            continue
+        # Words of 32 bits, each in this machine's order.
+        packed = b"".join(struct.pack("=I", int(digits[at : at + 8], 16)) for at in range(0, len(digits), 8))
+        host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+        inode = int(words[9])
+        address = (host, port) if len(packed) == 4 else (host, port, 0, 0)
+        uid = int(words[7]) if inode else None
+        found.append(Held(address, _STATES.get(int(words[3], 16), "unknown"), inode, uid, None, len(packed) == 16))
+    return found
+
+
+_PSUTIL_STATES = {"LISTEN": "listening", "CLOSE": "bound", "NONE": "bound", "BOUND": "bound"}
+
+
+def by_psutil(ports: range) -> list[Held]:
+    """From psutil, on systems that are not Linux."""
+    psutil = importlib.import_module("psutil")
+    found = []
+    try:
+        every = [(one.pid, one) for one in psutil.net_connections("tcp")]
+    except psutil.AccessDenied:
+        every = []  # macOS gives each user only his own processes, one by one
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                every += [(process.pid, one) for one in process.net_connections("tcp")]
+    for pid, one in every:
+        if not one.laddr or one.laddr[1] not in ports:
+            continue
+        port = one.laddr[1]
+        state = _PSUTIL_STATES.get(one.status) or one.status.lower().replace("_", "-").replace("wait1", "wait-1")
+        six = one.family == socket.AF_INET6
+        address = (one.laddr[0], port, 0, 0) if six else (one.laddr[0], port)
+        # 0 is nobody: on Windows what ends there, and what Wine has without knowing whose it is.
+        found.append(Held(address, state, 0, None, None if state == "time-wait" else pid or None, six))
+    return found
+
+
+_UNIX_SHOW = 0x1 | 0x2 | 0x40  # the name, the inode of its path, the user
+_UNIX_NAME, _UNIX_PATH, _UNIX_USER = 0, 1, 7
+
+
+def _on_path(path: str) -> list[Held]:
+    """Every unix socket that is bound to this path."""
+    with contextlib.suppress(OSError):
+        return _unix_by_sock_diag(path)
+    with contextlib.suppress(OSError):
+        return _unix_by_proc(path)
+    raise OSError(errno.ENOTSUP, "who has a unix socket can only be told on Linux")
+
+
+def _unix_by_sock_diag(path: str) -> list[Held]:
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+    place = None
+    with contextlib.suppress(OSError, ValueError):
+        there = os.stat(path)
+        # The kernel's own number of the device: 12 bits and 20, which st_dev has in pieces.
+        major = (there.st_dev >> 8) & 0xFFF
+        minor = (there.st_dev & 0xFF) | (there.st_dev >> 12) & 0xFFF00
+        place = (there.st_ino & 0xFFFFFFFF, major << 20 | minor)
+    request = struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0, 0)
+    found = []
+    for body in _netlink.dump(_netlink.SOCK_DIAG, _DIAG_BY_FAMILY, request):
+        told = _netlink.attributes(body[16:])
+        name = os.fsdecode(told.get(_UNIX_NAME, b""))
+        name = name if name.startswith("\0") else name.rstrip("\0")
+        # By what lies at the path, however its server wrote it; a socket whose path another one took has lost it.
+        if place is not None and _UNIX_PATH in told:
+            if struct.unpack("=II", told[_UNIX_PATH]) != place:
+                continue
+        elif name != path:
+            continue
+        state, inode = body[2], struct.unpack_from("=I", body, 4)[0]
+        uid = struct.unpack("=I", told[_UNIX_USER])[0] if _UNIX_USER in told else None
+        found.append(Held(name, _STATES.get(state, "unknown"), inode, uid))
+    return found
+
+
+def _unix_by_proc(path: str) -> list[Held]:
+    found = []
+    with open("/proc/net/unix") as table:
+        for line in table.readlines()[1:]:
+            words = line.rstrip("\n").split(None, 7)
+            if len(words) == 8 and words[7] == path.replace("\0", "@"):
+                state = "listening" if int(words[3], 16) & 0x10000 else "established" if words[5] == "03" else "bound"
+                found.append(Held(path, state, int(words[6]), None))
+    return found
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+class Owners:
+    """Whose the sockets are."""
+
+    def __init__(self, sockets: Collection[Held]) -> None:
+        self.gone: set[Held] = set()
+        self._by_inode = _processes({held.inode for held in sockets if held.inode})
+        lost = {held.inode for held in sockets} - {0, *self._by_inode}
+        if lost and isinstance(next(iter(sockets)).address, tuple):
+            # A process that ended meanwhile is no secret: its sockets are gone too.
+            with contextlib.suppress(OSError):
+                ports = {held.address[1] for held in sockets}
+                still = {held.inode for held in _on_ports(range(min(ports), max(ports) + 1))}
+                self.gone = {held for held in sockets if held.inode in lost - still}
+
+    def holders(self, sockets: Iterable[Held]) -> list[Holder]:
+        """Each process once for an address and a state."""
+        found: dict[Holder, None] = {}
+        for pid, uid, address, state in dict.fromkeys(self._claims(sockets)):  # of thousands of connections, one
+            about = ("", _user(uid), "") if pid is None else self._about(pid)
+            found[Holder(pid, *about, address, state)] = None
+        return list(found)
+
+    def _claims(self, sockets: Iterable[Held]) -> Iterable[tuple[int | None, int | None, Any, str]]:
+        for held in sockets:
+            if held in self.gone:
+                continue
+            pids: set[int | None] = {pid for pid, _ in self._by_inode.get(held.inode, ())}
+            for pid in sorted(pids or {held.pid}, key=lambda pid: pid or 0):
+                yield pid, held.uid if pid is None else None, held.address, held.state
+
+    def _about(self, pid: int) -> tuple[str, str | None, str]:
+        return _about(pid) if self._by_inode else _about_by_psutil(pid)
+
+    def inherited(self, sockets: Iterable[Held]) -> bool:
+        """Has a child what its parent made? So it is when several processes have one socket, or the only one outlived
+        the process that started it, or is a child of ours with a handle that was made to be inherited."""
+        sockets = list(sockets)
+        for held in sockets:
+            found = self._by_inode.get(held.inode, [])
+            pids = {pid for pid, _ in found}
+            if len(pids) > 1:
+                return True
+            for pid, handle in found[:1]:
+                if _is_orphan(pid) or (_is_ours(pid) and _crosses_exec(pid, handle)):
+                    return True
+        told = {held.pid for held in sockets if held.pid is not None}
+        if not told:
+            return False
+        psutil = importlib.import_module("psutil")
+        for pid in told:
+            try:
+                if psutil.Process(pid).ppid() in told:
+                    return True
+            except psutil.NoSuchProcess:
+                return True  # Windows names the process that made the socket, also when only its child is left
+            except psutil.Error:
+                continue
+        return False
+
+
+def _processes(inodes: set[int]) -> dict[int, list[tuple[int, str]]]:
+    """inode → the processes that have it, each with the number of a file descriptor."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    if not wanted:
+        return found
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        folder = f"/proc/{pid}/fd/"
+        try:
+            handles = os.listdir(folder)
+        except OSError:
+            continue  # it ended, or is another user's
+        for handle in handles:
+            try:
+                inode = wanted.get(os.readlink(folder + handle))
+            except OSError:
+                continue
+            if inode is not None:
+                found.setdefault(inode, []).append((int(pid), handle))
+    return found
+
+
+def _about(pid: int) -> tuple[str, str | None, str]:
+    """The name, the user and the command line of a process, as far as they can be told."""
+    name, user, command = "", None, ""
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/status", errors="surrogateescape") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key == "Name":
+                    name = value.strip()
+                elif key == "Uid":
+                    user = _user(int(value.split()[1]))  # the effective one
+                    break
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().rstrip(b"\0").split(b"\0")
+        command = shlex.join(map(os.fsdecode, words)) if words != [b""] else ""
+    return name, user, command
+
+
+def _about_by_psutil(pid: int) -> tuple[str, str | None, str]:
+    psutil = importlib.import_module("psutil")
+    name, user, command = "", None, ""
+    # Each on its own: Windows tells the name where it does not tell the rest.
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        with contextlib.suppress(psutil.Error, OSError):
+            name = process.name()
+        with contextlib.suppress(psutil.Error, OSError):
+            user = process.username()
+        with contextlib.suppress(psutil.Error, OSError):
+            command = shlex.join(process.cmdline())
+    return name, user, command
+
+
+def _user(uid: int | None) -> str | None:
+    if uid is None:
+        return None
+    try:
+        import pwd
+
+        name: str = pwd.getpwuid(uid).pw_name  # type: ignore[attr-defined,unused-ignore]
+    except (ImportError, KeyError):
+        return str(uid)
+    return name
+
+
+def _lineage(pid: int) -> tuple[int, int, int]:
+    """Parent, process group, session; zeros for what has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            words = file.read().rpartition(")")[2].split()
+        return int(words[1]), int(words[2]), int(words[3])
+    except (OSError, IndexError):
+        return 0, 0, 0
+
+
+def _is_orphan(pid: int) -> bool:
+    """Was it given another parent, since its own had ended? Then that one is of another session, which nobody's parent
+    is but for a leader's: a daemon, a service or a job of a shell leads its session or its group."""
+    parent, group, session = _lineage(pid)
+    return bool(parent) and pid not in (group, session) and _lineage(parent)[2] != session
+
+
+def _is_ours(pid: int) -> bool:
+    while pid > 1:
+        pid = _lineage(pid)[0]
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def _crosses_exec(pid: int, handle: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{handle}") as lines:
+            flags = next(line for line in lines if line.startswith("flags:"))
+    except (OSError, StopIteration):
+        return False
+    return not int(flags.split()[1], 8) & getattr(os, "O_CLOEXEC", 0)

@@ -1,0 +1,65 @@
+"""``python -m harken who``: who has an address."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from ._errors import shown
+from ._hints import printable
+from ._holders import Holder, holders
+
+LIVING = ("listening", "bound", "established")  # other states outlast the process
+HEADINGS = ("PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND")
+
+
+def run(binds: Sequence[str], as_json: bool, out: TextIO) -> int:
+    """Prints who has what. 0: somebody has one of them; 1: nobody; 2: a bind cannot be read; 3: it cannot be told."""
+    found: dict[Holder, None] = {}
+    for bind in binds:
+        try:
+            holding = holders(bind)
+        except ValueError as error:
+            print(f"harken: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"harken: {bind}: {error.strerror or error}", file=sys.stderr)
+            return 3
+        found.update(dict.fromkeys(holding))
+        if not holding:
+            print(f"harken: nobody has {bind}", file=sys.stderr)
+    if as_json:
+        for holder in found:
+            print(json.dumps(_facts(holder)), file=out)
+    else:
+        _print_table(list(map(_row, found)), out)
+    if any(holder.pid is None and holder.user for holder in found):
+        print("harken: not all processes may be looked into; the administrator sees more", file=sys.stderr)
+    return 0 if any(holder.pid is not None or holder.user or holder.state in LIVING for holder in found) else 1
+
+
+def _facts(holder: Holder) -> dict[str, object]:
+    return {name: getattr(holder, name) for name in Holder.__slots__}
+
+
+def _row(holder: Holder) -> tuple[str, ...]:
+    pid = "-" if holder.pid is None else str(holder.pid)
+    texts = (pid, holder.user or "-", holder.state, shown(holder.address), holder.name or "-", holder.command or "-")
+    return tuple(map(printable, texts))
+
+
+def _print_table(rows: list[tuple[str, ...]], out: TextIO) -> None:
+    """Aligned and cut to the width of a terminal, with headings; elsewhere whole, with tabs, for other programs."""
+    if not out.isatty():
+        for row in rows:
+            print("\t".join(row), file=out)
+    elif rows:
+        rows = [HEADINGS, *rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+        across = shutil.get_terminal_size().columns
+        for row in rows:
+            line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            print(line if len(line) <= across else line[: across - 1] + "…", file=out)

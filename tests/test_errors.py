@@ -1,0 +1,500 @@
+"""What an error says: why, who, and what to do; with real processes in the way, and in networks that lack something."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import harken
+from children import NOBODY, needs_root, needs_table, run, running, server
+from harken import Holder, _hints, _holders
+from harken._errors import failure
+from machine import linux_only, needs_ipv6, posix_only
+
+
+def failing(bind: str | int) -> harken.AddressInUseError:
+    with pytest.raises(harken.AddressInUseError) as caught:
+        harken.listen(bind)
+    return caught.value
+
+
+# ---------------------------------------------------------------------------- causes
+
+
+@needs_table
+def test_a_live_listener_is_the_cause() -> None:
+    with running(server()) as child:
+        error = failing(f"127.0.0.1:{child['port']}")
+        (holder,) = error.holders
+        assert (error.cause, holder.pid, holder.state) == ("listener", child["pid"], "listening")
+        assert f"(pid {child['pid']}, user " in error.hint
+        assert "\n" not in error.hint
+        assert "sys.stdin.read()" not in error.hint  # long command lines are cut
+        assert str(error).splitlines()[1] == f"hint: {error.hint}"
+
+
+@needs_table
+def test_that_we_listen_ourselves_is_said() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        error = failing(f"127.0.0.1:{listeners.port}")
+        assert (error.cause, [holder.pid for holder in error.holders]) == ("listener", [os.getpid()])
+        assert error.hint.startswith("this process itself listens on 127.0.0.1:")
+
+
+@linux_only
+def test_connections_that_ended_are_the_cause() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # what it had forgotten
+    port = server.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        connection, _ = server.accept()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        server.close()
+        connection.close()  # first, so that this side waits
+        assert client.recv(1) == b""
+    error = failing(f"127.0.0.1:{port}")
+    (holder,) = error.holders
+    assert (error.cause, holder.pid, holder.user, holder.state) == ("time-wait", None, None, "time-wait")
+    assert "SO_REUSEADDR" in error.hint
+
+
+@needs_table
+def test_the_listeners_on_a_whole_range_are_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(server()) as child:
+        port = child["port"]
+        error = failure("bind", f"127.0.0.1:{port}-{port}", OSError(errno.EADDRINUSE, "in use"))
+        assert isinstance(error, harken.AddressInUseError)
+        assert (error.cause, [holder.pid for holder in error.holders]) == ("listener", [child["pid"]])
+        assert error.hint.startswith(f"no port of 127.0.0.1:{port}-{port} is free, 127.0.0.1:{port} is ")
+        monkeypatch.setattr(_holders, "_on_ports", lambda _: [])
+        error = failure("bind", f"127.0.0.1:{port}-{port}", OSError(errno.EADDRINUSE, "in use"))
+        assert "try again" in error.hint
+
+
+@needs_table
+@pytest.mark.parametrize(("theirs", "ours"), [("127.0.0.1", "tcp4://:{}"), ("0.0.0.0", "127.0.0.1:{}")])
+def test_a_wildcard_over_an_address_is_the_cause_in_both_directions(theirs: str, ours: str) -> None:
+    with running(server(theirs)) as child:
+        port = child["port"]
+        error = failing(ours.format(port))
+        assert (error.cause, error.holders[0].pid) == ("wildcard", child["pid"])
+        assert f"0.0.0.0:{port} stands for 127.0.0.1:{port} too" in error.hint
+
+
+@needs_ipv6
+@needs_table
+@pytest.mark.parametrize("ours", ["tcp4://:{}", "127.0.0.1:{}"])
+def test_a_socket_that_takes_both_families_is_the_cause(ours: str) -> None:
+    with running(server("::", v6only=0)) as child:
+        error = failing(ours.format(child["port"]))
+        assert (error.cause, error.holders[0].pid) == ("v6only", child["pid"])
+        assert f"[::]:{child['port']}, which takes IPv4 and IPv6 alike" in error.hint
+
+
+@linux_only
+@needs_ipv6
+def test_wanting_both_families_at_once_is_the_cause() -> None:
+    with running(server("0.0.0.0")) as child, socket.socket(socket.AF_INET6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        with pytest.raises(OSError, match="in use") as caught:
+            sock.bind(("::", child["port"]))
+        found = _holders.explain(("::", child["port"], 0, 0))
+        assert caught.value.errno is not None
+        assert (found.cause, found.holders[0].pid) == ("v6only", child["pid"])
+
+
+HAND_ON = """
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.set_inheritable(True)
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen([sys.executable, "-c", program], close_fds=False, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    tell(port=sock.getsockname()[1], child=child.pid)
+"""
+
+
+@linux_only
+def test_a_child_that_outlived_its_parent_is_the_cause() -> None:
+    """It ends with the test, as its standard input does."""
+    with running(HAND_ON + "    os._exit(0)\n", session=True) as parent:
+        os.waitid(os.P_PID, parent["pid"], os.WEXITED | os.WNOWAIT)
+        error = failing(f"127.0.0.1:{parent['port']}")
+        assert (error.cause, [holder.pid for holder in error.holders]) == ("inherited", [parent["child"]])
+        assert f"pid {parent['child']}" in error.hint
+        assert "inherited it" in error.hint
+
+
+@linux_only
+def test_a_socket_that_parent_and_child_share_is_the_cause() -> None:
+    with running(HAND_ON + "    wait()\n") as parent:
+        error = failing(f"127.0.0.1:{parent['port']}")
+        assert (error.cause, {holder.pid for holder in error.holders}) == (
+            "inherited",
+            {parent["pid"], parent["child"]},
+        )
+        assert "share the socket" in error.hint
+
+
+@linux_only
+def test_a_child_of_ours_that_kept_what_we_closed_is_the_cause() -> None:
+    program = HAND_ON.replace("subprocess.PIPE)", "subprocess.PIPE, stdin=subprocess.PIPE)")
+    program += """
+    address = "%s:%s" % sock.getsockname()
+    sock.close()
+    attempt(address)
+    child.communicate()
+    """
+    told = run(program)
+    assert (told["cause"], told["holders"][0][0]) == ("inherited", told["child"])
+
+
+@linux_only
+def test_a_held_bind_is_the_cause() -> None:
+    with running(server(listens=False)) as child:
+        error = failing(f"127.0.0.1:{child['port']}")
+        if not error.holders:
+            assert error.cause == "unknown"
+            pytest.skip("Linux before 6.8 does not tell of sockets that are bound and no more")
+        assert (error.cause, error.holders[0].pid, error.holders[0].state) == ("bound", child["pid"], "bound")
+        assert "does not listen" in error.hint
+
+
+@linux_only
+def test_a_connection_that_goes_out_from_the_port_is_the_cause() -> None:
+    with harken.listen("127.0.0.1:0") as far, socket.create_connection(("127.0.0.1", far.port), timeout=10) as client:
+        error = failing(f"127.0.0.1:{client.getsockname()[1]}")
+        assert (error.cause, error.holders[0].pid, error.holders[0].state) == ("bound", os.getpid(), "established")
+        assert "has a connection from" in error.hint
+
+
+@linux_only
+@needs_root
+def test_what_may_not_be_looked_into_is_the_cause() -> None:
+    with running(server(first=f"become({NOBODY})")) as child:
+        told = run(f"become({NOBODY - 1}); attempt('127.0.0.1:{child['port']}')")
+    assert told["cause"] == "hidden"
+    assert told["holders"] == [[None, "nobody", "listening"]]
+    assert "of user nobody that may not be looked into" in told["hint"]
+    assert f"python -m harken who 127.0.0.1:{child['port']}" in told["hint"]
+
+
+def test_nobody_is_the_cause_when_it_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_holders, "_on_ports", lambda _: [])
+    with harken.listen("127.0.0.1:0") as listeners:
+        error = failing(f"127.0.0.1:{listeners.port}")
+    assert (error.cause, error.holders) == ("unknown", [])
+    assert "try again" in error.hint
+
+
+@needs_table
+def test_it_is_looked_into_when_it_is_asked_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    table = _holders._on_ports
+    monkeypatch.setattr(_holders, "_on_ports", lambda ports: asked.append(ports[0]) or table(ports))
+    with harken.listen("127.0.0.1:0") as listeners:
+        error = failing(f"127.0.0.1:{listeners.port}")
+        assert asked == []
+        first = str(error)
+        assert asked == [listeners.port]
+    assert str(error) == first
+    assert (error.cause, len(error.holders)) == ("listener", 1)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_knows_what_was_found(duplicate: Callable[[Any], Any]) -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        error = failing(f"127.0.0.1:{listeners.port}")
+        error.add_note("on the second try")
+        again = duplicate(error)
+    assert type(again) is type(error)
+    assert (again.cause, again.holders, again.hint, str(again)) == (error.cause, error.holders, error.hint, str(error))
+    assert again.__notes__ == ["on the second try"]
+
+
+# ---------------------------------------------------------------------------- causes on other systems
+
+
+class SaidError(Exception):
+    """psutil's."""
+
+
+class EndedError(SaidError):
+    pass
+
+
+@pytest.fixture
+def psutil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What psutil says where these tests do not run: pid → parent of all that listen on 127.0.0.1:8080."""
+
+    def say(parents: dict[int, int | None], *, each_its_own: bool = False) -> None:
+        class Process:
+            def __init__(self, pid: int) -> None:
+                self.pid = pid
+                if parents[pid] is None:
+                    raise EndedError
+
+            def name(self) -> str:
+                return "server.exe"
+
+            def ppid(self) -> int | None:
+                return parents[self.pid]
+
+            def net_connections(self, _: str) -> list[Any]:
+                return [connection(self.pid)]
+
+            def forbidden(self) -> str:
+                raise SaidError
+
+            username = cmdline = forbidden
+
+        def connection(pid: int) -> Any:
+            return SimpleNamespace(family=socket.AF_INET, laddr=("127.0.0.1", 8080), status="LISTEN", pid=pid)
+
+        def connections(_: str) -> list[Any]:
+            if each_its_own:
+                raise SaidError
+            return [connection(pid) for pid in parents]
+
+        fake = SimpleNamespace(
+            Error=SaidError,
+            AccessDenied=SaidError,
+            NoSuchProcess=EndedError,
+            Process=Process,
+            process_iter=lambda: map(Process, parents),
+            net_connections=connections,
+        )
+        monkeypatch.setitem(sys.modules, "psutil", fake)  # type: ignore[arg-type]
+        monkeypatch.setattr(_holders, "by_sock_diag", unavailable)
+        monkeypatch.setattr(_holders, "by_proc", unavailable)
+
+    return say
+
+
+def unavailable(_: range) -> Any:
+    raise OSError
+
+
+def refused(winerror: int | None = None) -> Any:
+    """The error of a bind to 127.0.0.1:8080."""
+    reason = OSError(errno.EADDRINUSE, "in use") if winerror is None else PermissionError(errno.EACCES, "forbidden")
+    if winerror is not None:
+        reason.winerror = winerror  # type: ignore[attr-defined,unused-ignore]
+    return failure("bind", ("127.0.0.1", 8080), reason)
+
+
+@pytest.mark.parametrize("each_its_own", [False, True])
+def test_what_psutil_tells_is_told(psutil: Callable[..., None], each_its_own: bool) -> None:
+    psutil({50: 1}, each_its_own=each_its_own)
+    error = refused()
+    assert error.holders == [Holder(50, "server.exe", None, "", ("127.0.0.1", 8080), "listening")]
+    assert error.cause == "listener"
+    assert error.hint.startswith("server.exe (pid 50) listens on 127.0.0.1:8080 already; end it or")
+
+
+@pytest.mark.parametrize("parents", [{50: 1, 51: 50}, {50: None}])
+def test_a_child_has_it_also_where_psutil_tells(psutil: Callable[..., None], parents: dict[int, int | None]) -> None:
+    """On Windows a socket is said to be that of the process that made it, also when only a child is left."""
+    psutil(parents)
+    assert refused().cause == "inherited"
+
+
+def test_on_windows_a_forbidden_port_is_a_port_in_use(psutil: Callable[..., None]) -> None:
+    psutil({50: 1})
+    error = refused(winerror=10013)
+    assert isinstance(error, harken.AddressInUseError)
+    assert isinstance(error, PermissionError)
+    assert error.cause == "listener"
+
+
+NETSH = """
+Protocole tcp Plages d'exclusion de ports
+
+Port de début    Port de fin
+-------------    -----------
+       5357        5357
+       8000        8099     *
+
+* - Exclusions de ports administrés.
+"""
+
+
+def test_on_windows_a_port_may_be_in_a_range_that_is_kept(
+    psutil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psutil({})
+    monkeypatch.setattr(_hints, "excluded_range", lambda _, port: _hints.range_with(port, NETSH))
+    error = refused(winerror=10013)
+    assert (error.cause, error.holders) == ("excluded", [])
+    assert "the ports 8000 to 8099" in error.hint
+    assert "choose another, as 8100" in error.hint
+    assert _hints.range_with(5356, NETSH) is None
+    assert _hints.range_with(5357, NETSH) == (5357, 5357)
+
+
+# ---------------------------------------------------------------------------- other hints
+
+
+@linux_only
+@needs_root
+def test_a_privileged_port_is_told_with_the_limit_and_three_ways_out() -> None:
+    program = f"""
+        open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w").write("600")
+        become({NOBODY})
+        attempt("127.0.0.1:599")
+    """
+    told = run(program, namespace=True)
+    assert (told["step"], told["number"]) == ("bind", errno.EACCES)
+    assert "PermissionError" in told["kinds"]
+    assert "net.ipv4.ip_unprivileged_port_start" in told["hint"]
+    for way in ("take 600 or above", "CAP_NET_BIND_SERVICE", "AmbientCapabilities=", "socket activation", "proxy"):
+        assert way in told["hint"]
+
+
+@linux_only
+def test_another_thing_that_forbids_is_not_taken_for_the_port() -> None:
+    error = failure("bind", ("127.0.0.1", 8080), PermissionError(errno.EACCES, "no"))
+    assert "SELinux" in error.hint
+    assert "ip_unprivileged_port_start" not in error.hint
+    assert "seccomp" in failure("socket", ("127.0.0.1", 80), PermissionError(errno.EPERM, "no")).hint
+
+
+def test_an_address_that_is_elsewhere_is_told_with_those_that_are_here() -> None:
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen("192.0.2.77:8080")
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert "127.0.0.1" in caught.value.hint
+    assert "`:8080` stands for all" in caught.value.hint
+
+
+@linux_only
+def test_the_addresses_are_those_of_the_machine() -> None:
+    program = """
+        subprocess.run(["ip", "address", "add", "198.51.100.7/32", "dev", "lo"], check=True)
+        attempt("198.51.100.8:80")
+    """
+    told = run(program, namespace=True)
+    assert told["hint"].startswith("this machine has 127.0.0.1, 198.51.100.7, ")
+    assert "not 198.51.100.8" in told["hint"]
+
+
+@linux_only
+@needs_ipv6
+def test_ipv6_that_is_disabled_is_told() -> None:
+    program = """
+        open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w").write("1")
+        attempt("[::1]:8080")
+    """
+    told = run(program, namespace=True)
+    assert told["number"] == errno.EADDRNOTAVAIL
+    assert "IPv6 is disabled here (net.ipv6.conf.all.disable_ipv6 = 1)" in told["hint"]
+
+
+@linux_only
+@needs_ipv6
+def test_a_link_local_address_needs_its_interface() -> None:
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen("[fe80::1]:8080")
+    assert "needs its interface, as in [fe80::1%eth0]:8080" in caught.value.hint
+
+
+@posix_only
+def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> None:
+    program = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        import harken, harken._hints
+        kept = []
+        try:
+            while True:
+                kept.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            attempt("127.0.0.1:0")
+    """
+    told = run(program)
+    assert (told["step"], told["number"]) == ("socket", errno.EMFILE)
+    assert "may have 64 files and sockets open" in told["hint"]
+    assert "ulimit -n" in told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("number", "address", "told"),
+    [
+        (errno.EAFNOSUPPORT, ("::1", 80, 0, 0), "no IPv6 at all"),
+        (errno.EAFNOSUPPORT, ("127.0.0.1", 80), "no such address family"),
+        (errno.ENFILE, ("127.0.0.1", 80), "the whole system"),
+        (errno.ENOBUFS, ("127.0.0.1", 80), "no memory left for sockets"),
+        (errno.EACCES, "/run/app.sock", "the folder of /run/app.sock"),
+        (errno.EADDRNOTAVAIL, "/run/app.sock", ""),
+        (errno.EINVAL, ("127.0.0.1", 80), ""),
+        (errno.ENOPROTOOPT, ("127.0.0.1", 80), ""),
+    ],
+)
+def test_each_number_has_its_hint_or_none(number: int, address: Any, told: str) -> None:
+    error = failure("socket" if isinstance(address, tuple) else "bind", address, OSError(number, "no"))
+    assert told in error.hint
+    assert bool(told) == bool(error.hint)
+    assert str(error).count("\n") == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("code", "bind", "told"),
+    [
+        ("EAI_NONAME", "no.such.name:80", "nothing is called 'no.such.name'"),
+        ("EAI_NONAME", "localhost:htpp", "no service is called 'htpp'"),
+        ("EAI_SERVICE", "localhost:htpp", "no service is called 'htpp'"),
+        ("EAI_AGAIN", "db.internal:80", "no name server answered for 'db.internal': try again"),
+        ("EAI_FAIL", "db.internal:80", "refused to answer for 'db.internal'"),
+        ("EAI_FAMILY", "tcp4://[::1]:80", "'::1' has no address of the family"),
+        ("EAI_MEMORY", "localhost:80", ""),
+    ],
+)
+def test_a_name_without_an_address_has_its_hint(code: str, bind: str, told: str) -> None:
+    error = failure("getaddrinfo", bind, socket.gaierror(getattr(socket, code), "no"))
+    assert told in error.hint
+    assert bool(told) == bool(error.hint)
+
+
+def test_an_unknown_service_says_so() -> None:
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen("127.0.0.1:no-such-service")
+    assert "no service is called 'no-such-service'" in caught.value.hint
+
+
+@linux_only
+def test_a_path_that_was_left_behind_is_told(tmp_path: Path) -> None:
+    path = str(tmp_path / "app.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        error = failure("bind", path, OSError(errno.EADDRINUSE, "in use"))
+        assert (error.cause, error.holders[0].pid) == ("bound", os.getpid())  # type: ignore[attr-defined]
+    error = failure("bind", path, OSError(errno.EADDRINUSE, "in use"))
+    assert (error.cause, error.holders) == ("unknown", [])  # type: ignore[attr-defined]
+    assert f"remove it (rm {path})" in error.hint
+
+
+def test_a_hint_that_fails_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_hints, "hint_for", fail)
+    error = failure("bind", ("127.0.0.1", 80), OSError(errno.EACCES, "no"))
+    assert error.hint == ""
+    assert "\n" not in str(error)
+
+
+def test_command_lines_of_others_do_nothing_to_the_terminal() -> None:
+    rude = Holder(7, "x\x1b[31m", "me", "run \x1b]0;gotcha\x07 'a\nb' \udcff", ("0.0.0.0", 1), "listening")
+    text = _hints.people([rude, rude, *(Holder(pid, "", "", "", "", "") for pid in range(8, 20))])
+    assert text.isprintable()
+    assert text.startswith("x\\x1b[31m (pid 7, user me: run ")
+    assert text.endswith("and pid 8, 9, 10, 11, 12 and 7 more")

@@ -1,0 +1,256 @@
+"""Who has an address: real processes that have one, each in another way, beside what the system's own tool says."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harken
+from children import NOBODY, needs_psutil, needs_root, needs_table, run, running, server
+from harken import Holder, _holders, holders
+from machine import LINUX, bind_text, linux_only, needs_ipv6, posix_only
+
+# ---------------------------------------------------------------------------- holders()
+
+
+def tables() -> list[Any]:
+    return [
+        pytest.param("by_sock_diag", marks=linux_only),
+        pytest.param("by_proc", marks=linux_only),
+        pytest.param("by_psutil", marks=needs_psutil),
+    ]
+
+
+@pytest.fixture(params=tables())
+def table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the tables as if the others were not there."""
+
+    def refuse(_: range) -> Any:
+        raise OSError
+
+    for name in ("by_sock_diag", "by_proc", "by_psutil"):
+        if name != request.param:
+            monkeypatch.setattr(_holders, name, refuse)
+    return str(request.param)
+
+
+def held_by(pid: int, bind: Any) -> list[Holder]:
+    """Only this process: elsewhere, as on the other family's addresses, others may have the same number meanwhile."""
+    return [holder for holder in holders(bind) if holder.pid == pid]
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+def test_a_listener_is_told_with_its_process(host: str) -> None:
+    with running(server(host)) as child:
+        port = child["port"]
+        for bind in (bind_text(host, port), f":{port}", port, (host, port)):
+            (holder,) = held_by(child["pid"], bind)
+            assert holder.address[:2] == (host, port)
+            assert holder.state == "listening"
+            assert "python" in holder.name.lower()
+            assert holder.user
+            assert "-c" in holder.command
+    assert held_by(child["pid"], bind_text(host, port)) == []
+
+
+@pytest.mark.usefixtures("table")
+def test_connections_are_told_once_for_a_process() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        clients = [socket.create_connection(("127.0.0.1", listeners.port), timeout=10) for _ in range(3)]
+        accepted = [listeners[0].accept()[0] for _ in clients]
+        found = held_by(os.getpid(), listeners.port)
+        for connection in (*clients, *accepted):
+            connection.close()
+    assert [(holder.pid, holder.state) for holder in found] == [
+        (os.getpid(), "listening"),
+        (os.getpid(), "established"),
+    ]
+
+
+@needs_table
+def test_a_wildcard_stands_for_its_addresses_and_they_for_it() -> None:
+    with harken.listen("tcp4://:0") as wide:
+        (holder,) = held_by(os.getpid(), f"127.0.0.1:{wide.port}")
+        assert holder.address == ("0.0.0.0", wide.port)
+    with harken.listen("127.0.0.1:0") as narrow:
+        (holder,) = held_by(os.getpid(), f"tcp4://:{narrow.port}")
+        assert holder.address == ("127.0.0.1", narrow.port)
+        if LINUX:  # which has all of 127/8 on its loopback
+            assert held_by(os.getpid(), f"127.0.0.2:{narrow.port}") == []
+
+
+@needs_table
+@needs_ipv6
+def test_a_socket_for_both_families_is_told_for_ipv4_too() -> None:
+    with running(server("::", v6only=0)) as child:
+        (holder,) = held_by(child["pid"], f"127.0.0.1:{child['port']}")
+        assert holder.address[0] == "::"
+
+
+@linux_only
+@needs_ipv6
+def test_a_socket_for_ipv6_alone_is_not_told_for_ipv4() -> None:
+    with harken.listen("tcp6://:0") as listeners:
+        assert held_by(os.getpid(), f"127.0.0.1:{listeners.port}") == []
+        assert len(held_by(os.getpid(), f"[::1]:{listeners.port}")) == 1
+
+
+@linux_only
+def test_a_socket_that_is_only_bound_is_told() -> None:
+    with running(server(listens=False)) as child:
+        found = held_by(child["pid"], child["port"])
+        if not found:
+            pytest.skip("Linux before 6.8 does not tell of sockets that are bound and no more")
+        assert [(holder.pid, holder.state) for holder in found] == [(child["pid"], "bound")]
+
+
+@needs_table
+def test_names_of_hosts_and_of_services_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        for bind in (f"localhost:{listeners.port}", ("localhost", listeners.port), ("", listeners.port)):
+            assert len(held_by(os.getpid(), bind)) == 1
+    monkeypatch.setattr(
+        _holders, "_on_ports", lambda ports: [_holders.Held(("0.0.0.0", ports[0]), "listening", 0, None)]
+    )
+    assert holders("127.0.0.1:http")[0].address == ("0.0.0.0", 80)
+
+
+@pytest.mark.parametrize("bind", [0, ":0", "nonsense", "1.2.3.4:99999", ("127.0.0.1", 0), "fd://3", "vsock://*:80"])
+def test_what_no_one_can_have_is_a_value_error(bind: Any) -> None:
+    with pytest.raises(ValueError, match="bind"):
+        holders(bind)
+
+
+def test_without_any_table_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: range) -> Any:
+        raise ImportError
+
+    for name in ("by_sock_diag", "by_proc", "by_psutil"):
+        monkeypatch.setattr(_holders, name, refuse)
+    with pytest.raises(OSError, match=r"pip install 'harken\[psutil\]'"):
+        holders(8080)
+    with harken.listen("127.0.0.1:0") as listeners:
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(f"127.0.0.1:{listeners.port}")
+        error = caught.value
+        assert error.hint
+    assert (error.cause, error.holders) == ("unknown", [])
+    assert "pip install 'harken[psutil]'" in error.hint
+
+
+@needs_table
+def test_a_range_of_ports_is_every_port_of_it() -> None:
+    with harken.listen("127.0.0.1:0") as one, harken.listen("127.0.0.1:0") as other:
+        first, last = sorted((one.port, other.port))
+        found = held_by(os.getpid(), f"127.0.0.1:{first}-{last}")
+        assert {holder.address[1] for holder in found} >= {first, last}
+        assert {holder.address[1] for holder in held_by(os.getpid(), harken.Bind(f"127.0.0.1:{first}"))} == {first}
+
+
+@linux_only
+def test_it_says_what_ss_says() -> None:
+    if shutil.which("ss") is None:
+        pytest.skip("ss is not installed")
+    program = """
+        import harken, re
+        listeners = harken.listen("127.0.0.1:0", ":0", "127.0.0.3:0", "tcp4://:0")
+        shared = listeners[0].to_socket()
+        shared.set_inheritable(True)
+        child = subprocess.Popen([sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
+        child.stdout.readline()
+        said = []
+        for line in subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines():
+            host, _, port = line.split()[3].rpartition(":")
+            said += [[host.strip("[]"), int(port), int(pid)] for pid in re.findall(r"pid=(\\d+)", line)]
+        ports = {shared.getsockname()[1], *(one.port for one in listeners[1:])}
+        ours = [[*one.address[:2], one.pid] for port in ports for one in harken.holders(port)]
+        child.communicate()
+        tell(said=sorted(said), ours=sorted(ours))
+    """
+    told = run(program, namespace=True)
+    assert len(told["ours"]) >= 5
+    assert told["ours"] == told["said"]
+
+
+@linux_only
+def test_a_unix_socket_is_told_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "app.sock"
+    program = f"""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind({str(path)!r})
+        sock.listen()
+        tell()
+        wait()
+    """
+    with running(program) as child:
+        monkeypatch.chdir(tmp_path)
+        for bind in (path, str(path), f"unix:{path}", f"unix://{path}?mode=0660", "./app.sock", "unix:app.sock"):
+            (holder,) = holders(bind)
+            assert (holder.pid, holder.state, holder.address) == (child["pid"], "listening", str(path))
+        monkeypatch.setattr(_holders, "_unix_by_sock_diag", raising(OSError()))
+        assert [holder.pid for holder in holders(str(path))] == [child["pid"]]
+        monkeypatch.undo()
+        path.rename(tmp_path / "moved")  # it is a socket's file that makes it reachable, not its first name
+        assert [holder.pid for holder in holders(tmp_path / "moved")] == [child["pid"]]
+        path.touch()
+        assert holders(path) == []
+    assert holders(tmp_path / "moved") == []
+
+
+@linux_only
+def test_an_abstract_unix_socket_is_told() -> None:
+    name = f"harken-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0{name}")
+        (holder,) = holders(f"@{name}")
+        assert (holder.pid, holder.state, holder.address) == (os.getpid(), "bound", f"\0{name}")
+
+
+@posix_only
+def test_elsewhere_unix_sockets_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_holders, "_unix_by_sock_diag", raising(OSError()))
+    monkeypatch.setattr(_holders, "_unix_by_proc", raising(OSError()))
+    with pytest.raises(OSError, match="only be told on Linux"):
+        holders("/run/app.sock")
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def function(*_: object) -> Any:
+        raise error
+
+    return function
+
+
+def test_a_holder_is_a_value() -> None:
+    holder = Holder(1, "init", "root", "/sbin/init", ("127.0.0.1", 80), "listening")
+    assert copy.deepcopy(holder) == pickle.loads(pickle.dumps(holder)) == holder
+    assert len({holder, copy.copy(holder)}) == 1
+    with pytest.raises(AttributeError):
+        holder.pid = 2  # type: ignore[misc]
+    assert harken.holders is holders
+
+
+@linux_only
+@needs_root
+def test_the_user_of_a_process_is_told_as_it_is_now() -> None:
+    with running(server().replace("tell(", f"become({NOBODY}); tell(")) as child:
+        (holder,) = held_by(child["pid"], child["port"])
+    assert (holder.pid, holder.user) == (child["pid"], "nobody")
+
+
+def test_a_process_that_ended_meanwhile_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = _holders.Held(("127.0.0.1", 9), "listening", 12345678901, 0)
+    monkeypatch.setattr(_holders, "_processes", lambda _: {})
+    answers = iter([[held], []])
+    monkeypatch.setattr(_holders, "_on_ports", lambda _: next(answers))
+    assert holders("127.0.0.1:9") == []

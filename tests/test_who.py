@@ -1,0 +1,125 @@
+"""``python -m harken who``: to a person, to a program, and by its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import harken
+from children import needs_table, running, server
+from harken import Holder, _holders, _who
+from harken.__main__ import main
+from machine import linux_only
+
+
+@needs_table
+def test_columns_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with running(server()) as child:
+        assert main(["who", f"127.0.0.1:{child['port']}"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    pid, user, state, address, name, command = line.split("\t")
+    assert (int(pid), state, address) == (child["pid"], "listening", f"127.0.0.1:{child['port']}")
+    assert user
+    assert "python" in name.lower()
+    assert "\\n" in command  # whole, on one line
+
+
+@needs_table
+def test_json_for_a_program() -> None:
+    with running(server()) as child:
+        command = [sys.executable, "-m", "harken", "who", "--json", f"127.0.0.1:{child['port']}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    (fact,) = map(json.loads, done.stdout.splitlines())
+    assert list(fact) == ["pid", "name", "user", "command", "address", "state"]
+    assert (fact["pid"], fact["address"], fact["state"]) == (child["pid"], ["127.0.0.1", child["port"]], "listening")
+
+
+@linux_only
+def test_a_table_for_a_person() -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+    with running(server()) as child:
+        command = [sys.executable, "-m", "harken", "who", f"127.0.0.1:{child['port']}"]
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        asked = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:
+            pass  # how a terminal says that the other end has closed
+        finally:
+            os.close(ours)
+            assert asked.wait(30) == 0
+    headings, line = shown.decode().splitlines()
+    assert headings.split() == ["PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND"]
+    assert re.match(rf"{child['pid']} +\S+ +listening +127\.0\.0\.1:{child['port']} +python", line)
+    assert len(line) == 90
+    assert line.endswith("…")
+    assert headings.index("STATE") == line.index("listening")
+
+
+@needs_table
+def test_nobody_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        port = listeners.port
+    assert main(["who", f"127.0.0.1:{port}"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"harken: nobody has 127.0.0.1:{port}\n"
+    assert main(["who", "--json", f"127.0.0.1:{port}"]) == 1
+    assert capsys.readouterr().out == ""
+    with harken.listen("127.0.0.1:0") as listeners:
+        assert main(["who", f"127.0.0.1:{port}", str(listeners.port)]) == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["0"], ["127.0.0.1:70000"], ["--yaml", "80"]])
+def test_a_mistake_has_an_exit_code_of_its_own(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: Any = main(["who", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert capsys.readouterr().err
+
+
+def test_not_knowing_has_an_exit_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable(_: int) -> Any:
+        raise ImportError
+
+    for name in ("by_sock_diag", "by_proc", "by_psutil"):
+        monkeypatch.setattr(_holders, name, unavailable)
+    assert main(["who", "8080"]) == 3
+    assert "pip install 'harken[psutil]'" in capsys.readouterr().err
+
+
+def test_what_may_not_be_seen_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = Holder(None, "", "www", "", ("::", 80, 0, 0), "listening")
+    monkeypatch.setattr(_who, "holders", lambda _: [hidden])
+    assert main(["who", "80"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "-\twww\tlistening\t[::]:80\t-\t-\n"
+    assert "the administrator sees more" in shown.err
+
+
+def test_connections_that_ended_are_shown_and_are_nobodys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = Holder(None, "", None, "", ("127.0.0.1", 80), "time-wait")
+    monkeypatch.setattr(_who, "holders", lambda _: [ended])
+    assert main(["who", "80"]) == 1
+    assert capsys.readouterr().out == "-\t-\ttime-wait\t127.0.0.1:80\t-\t-\n"
