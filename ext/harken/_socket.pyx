@@ -797,7 +797,7 @@ cdef class Socket:
             return 0
         idle = self.idle
         if idle != NULL:
-            # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no longer.
+            # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no more.
             patience = 1000000 if self.family == c.AF_UNIX else -1
             with nogil:
                 c.PyThread_acquire_lock_timed(idle, patience, 0)
