@@ -25,6 +25,7 @@ cdef class Socket:
 
     cdef int enter(self, bint transfer, net_socket_t *handle) except -1
     cdef void leave(self, bint transfer) noexcept
+    cdef void drop_waker(self) noexcept
     cdef void forget_other_process(self) noexcept
     cdef net_socket_t let_go(self, bint nudge) noexcept
     cdef int shut(self) noexcept

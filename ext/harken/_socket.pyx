@@ -8,7 +8,7 @@ run outside that count, so a handler may close the very socket that its thread w
 
 How a wait is made. On POSIX a blocking connection waits in its own system call, as a C program would. accept() waits in
 poll() on a non-blocking listener and a waker, because nothing else can be woken by close() without harm to the
-processes that share the listener. On Windows every handle is non-blocking, and every wait is WSAPoll().
+processes that share the listener. On Windows every handle is non-blocking, and every wait is net_wait().
 """
 
 import cython
@@ -119,9 +119,7 @@ cdef class Socket:
         cdef int error
         cdef net_socket_t handle = self.handle
         self.handle = c.NET_INVALID
-        if self.has_waker:
-            self.has_waker = False
-            c.net_waker_close(&self.waker)
+        self.drop_waker()
         if handle == c.NET_INVALID:
             return 0
         with nogil:  # with SO_LINGER it waits
@@ -146,19 +144,20 @@ cdef class Socket:
         self.calls -= 1
         self.transfers -= transfer
         if self.handle == c.NET_INVALID and self.calls == 0:
-            if self.has_waker:
-                self.has_waker = False
-                c.net_waker_close(&self.waker)
+            self.drop_waker()
             if self.idle != NULL:
                 c.PyThread_release_lock(self.idle)
+
+    cdef void drop_waker(self) noexcept:
+        if self.has_waker:
+            self.has_waker = False
+            c.net_waker_close(&self.waker)
 
     cdef void forget_other_process(self) noexcept:
         """After a fork: the threads whose calls were counted stayed behind, and the waker is shared with them."""
         self.forks = forks()
         self.calls = self.transfers = 0
-        if self.has_waker:
-            self.has_waker = False
-            c.net_waker_close(&self.waker)
+        self.drop_waker()
 
     @cython.critical_section
     cdef net_socket_t let_go(self, bint nudge) noexcept:
@@ -170,9 +169,7 @@ cdef class Socket:
             self.forget_other_process()
         self.handle = c.NET_INVALID
         if self.calls == 0:
-            if self.has_waker:
-                self.has_waker = False
-                c.net_waker_close(&self.waker)
+            self.drop_waker()
             return handle
         if self.has_waker:
             c.net_waker_pull(&self.waker)
