@@ -332,13 +332,6 @@ def test_a_bind_is_a_value() -> None:
         bind.options["backlog"] = "6"  # type: ignore[index]
 
 
-@pytest.mark.parametrize("bind", ["unix:/x", "vsock://1:1024", "mptcp://127.0.0.1:0", "127.0.0.1:0?backlog=5"])
-def test_what_cannot_be_opened_yet_is_refused_before_there_is_a_socket(bind: str) -> None:
-    for value in (bind, parse(bind)):
-        with pytest.raises(ValueError, match="yet"):
-            harken.listen("127.0.0.1:0", value)
-
-
 def test_a_bind_that_was_read_can_be_listened_on() -> None:
     with harken.listen(parse("127.0.0.1:0")) as listeners:
         assert listeners[0].address[0] == "127.0.0.1"

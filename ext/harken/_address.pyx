@@ -7,6 +7,7 @@ AF_INET      ``(host, port)``                                       ``sockaddr_i
 AF_INET6     ``(host, port[, flowinfo[, scope_id]])``               ``sockaddr_in6``; a host may carry ``%scope``
 AF_UNIX      a path as str, bytes or path-like; a leading NUL is    ``sockaddr_un``
              Linux's abstract namespace, and reads back as bytes
+AF_VSOCK     ``(cid, port)``                                        ``sockaddr_vm``
 ===========  =====================================================  ==========================================
 """
 
@@ -74,6 +75,14 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
     memset(to, 0, sizeof(net_address_t))
     if family == c.AF_UNIX:
         encode_path(address, to, length)
+        return 1
+    if family == c.NET_AF_VSOCK and isinstance(address, tuple) and len(address) == 2:
+        c.net_vsock_put(
+            to,
+            number_of(address[0], 0xFFFFFFFF, "cid", call),
+            number_of(address[1], 0xFFFFFFFF, "port", call),
+            length,
+        )
         return 1
     if family != c.AF_INET and family != c.AF_INET6:
         raise OSError(f"{call.decode()}: address family {family} has no address form here")
@@ -147,6 +156,7 @@ cdef object decode(const sockaddr *address, size_t length):
     cdef const char *path
     cdef const char *end
     cdef size_t size
+    cdef unsigned int cid, port
     if length == 0:
         return None
     if address.sa_family == c.AF_INET:
@@ -164,6 +174,8 @@ cdef object decode(const sockaddr *address, size_t length):
             return path[:size] if size > 1 else ""
         end = <const char *>memchr(path, 0, size)
         return fsdecode(path[:end - path] if end != NULL else path[:size])
+    if c.net_vsock_get(address, &cid, &port):
+        return cid, port
     return address.sa_family, (<const char *>address)[:length]
 
 

@@ -44,3 +44,27 @@ TCP_NODELAY = c.TCP_NODELAY
 
 MSG_PEEK = c.MSG_PEEK
 MSG_WAITALL = c.MSG_WAITALL
+
+# Numbers that not every system has: -1 where it lacks them.
+AF_VSOCK = c.NET_AF_VSOCK
+IPPROTO_MPTCP = c.NET_IPPROTO_MPTCP
+
+# What the options need to know of the system: see _options.py and _plan.py.
+SYSTEM = c.NET_SYSTEM.decode("ascii")
+EXCLUSIVE_IS_A_CHOICE = bool(c.NET_EXCLUSIVE_IS_A_CHOICE)
+JOINS_LATE = bool(c.NET_JOINS_LATE)
+BUFFER_FACTOR = c.NET_BUFFER_FACTOR
+FASTOPEN_MOST = c.NET_FASTOPEN_MOST
+
+
+cdef dict options():
+    """name → (level, option) for IPv4, the same for IPv6, and whether connections have it from their listener."""
+    cdef const c.net_option_t *one = c.net_options
+    cdef dict found = {}
+    while one.name != NULL:
+        found[one.name.decode("ascii")] = (one.level, one.option), (one.level6, one.option6), bool(one.inherited)
+        one += 1
+    return found
+
+
+OPTIONS = options()

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memset
 
 cimport harken._platform as c
 from harken._address cimport decode
-from harken._platform cimport addrinfo, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
+from harken._platform cimport addrinfo, net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
 from harken._resolve cimport found_at, found_t, free_found, resolve
 from harken._socket cimport Socket, backlog_of
 
@@ -46,36 +46,55 @@ cdef class Tools:
         found = self.known.get(bind) if type(bind) is str or type(bind) is int else None
         return <tuple>(to_open(bind) if found is None else found)
 
+    cdef list plan(self, list binds, dict options):
+        """How each bind is to be opened; None where nothing is asked for but the backlog."""
+        if (options is None or (len(options) == 1 and "backlog" in options)) and not any([bind[7] for bind in binds]):
+            return [None] * len(binds)
+        from harken._options import for_binds
+        from harken._plan import Plan
+        return [Plan(chosen) for chosen in for_binds(self.called(), binds, options or {})]
+
     cdef str called(self):
         return "bind()" if self.held else "listen()"
 
 
+cdef bint is_plain(tuple bind) noexcept:
+    """One name and one port, by TCP, and nothing asked for."""
+    return bind[4] is None and bind[5] is None and len(<tuple>bind[7]) == 0 and bind[6] != "mptcp"
+
+
 cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, PyObject *names):
     """listen() or bind(), with its arguments as CPython hands them over: the options stand behind the binds."""
-    cdef list sockets = [], left_out = None, special = None
+    cdef list sockets = [], left_out = None, special = None, plans = None
+    cdef dict options = None
     cdef tuple asked
     cdef Socket sock
     cdef int error, backlog = -1
+    cdef bint plain
     cdef Py_ssize_t n
     if names != NULL:
+        options = {}
         for n in range(PyTuple_GET_SIZE(<object>names)):
-            name = <object>PyTuple_GET_ITEM(<object>names, n)
-            if name != "backlog":
-                raise TypeError(f"{tools.called()} got an unexpected keyword argument {name!r}")
-            backlog = backlog_of(<object>binds[count + n])
+            options[<object>PyTuple_GET_ITEM(<object>names, n)] = <object>binds[count + n]
+        backlog = backlog_of(options.get("backlog"))
     if count == 0:
         raise TypeError(f"{tools.called()} needs at least one bind, as in '127.0.0.1:8080'")
-    # All are read before the first socket exists: those after the first here.
+    # All are read, and their options, before the first socket exists.
+    asked = tools.read(<object>binds[0])
+    plain = (options is None or (len(options) == 1 and "backlog" in options)) and is_plain(asked)
     for n in range(1, count):
-        tools.read(<object>binds[n])
+        if not is_plain(tools.read(<object>binds[n])):
+            plain = False
+    if not plain:
+        special, plans = [], tools.plan([tools.read(<object>binds[n]) for n in range(count)], options)
     try:
         for n in range(count):
-            asked = tools.read(<object>binds[n])
-            if asked[4] is None and asked[5] is None:
-                left_out = bind_one(tools, asked, sockets, left_out, 0)
+            if n > 0:
+                asked = tools.read(<object>binds[n])
+            if plain:
+                left_out = bind_one(tools, asked, None, sockets, left_out, 0)
             else:
-                special = special or []
-                left_out = bind_special(tools, asked, sockets, left_out, special, backlog)
+                left_out = bind_special(tools, asked, plans[n], sockets, left_out, special, backlog)
         if special is not None:
             listen_special(tools, special, sockets, backlog)
         else:
@@ -98,7 +117,12 @@ cdef c.PyMethodDef LISTEN = c.PyMethodDef(
     "listen",
     <void *>vectorcall,
     c.METH_FASTCALL | c.METH_KEYWORDS,
-    b"""listen(*binds, backlog=None)
+    b"""listen(*binds, \
+backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, keepalive_idle=None, \
+keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, fastopen=None, rcvbuf=None, \
+sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, ttl=None, mss=None, \
+congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, mode=None, owner=None, \
+group=None, configure=None)
 --
 
 From names to listening sockets, all or none.
@@ -109,19 +133,26 @@ system choose, once for all addresses of a bind; of a range, ``":8000-8010"``, t
 all of them. ``"fd://3"`` and ``"systemd:name"`` are sockets that are there already: see `adopt` and `from_systemd`. One
 that listens keeps its queue; after an error they are as open as before.
 
-``backlog`` is how many connections may wait; by default as many as the system grants.
+The options are told in `harken.Options`; a bind may have its own: ``":8080?backlog=64"``. They are checked before
+the first socket exists. ``backlog`` is how many connections may wait; by default as many as the system grants.
 
 The sockets have TCP_NODELAY on, which accepted connections inherit, are not inherited by child processes, and have on
 POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
 
-Raises ValueError for a bind that cannot be read, and ListenError, which is an OSError, for a step that failed.
+Raises ValueError for a bind or an option that makes no sense, and ListenError, which is an OSError, for a step that
+failed.
 """,
 )
 cdef c.PyMethodDef BIND = c.PyMethodDef(
     "bind",
     <void *>vectorcall,
     c.METH_FASTCALL | c.METH_KEYWORDS,
-    b"""bind(*binds, backlog=None)
+    b"""bind(*binds, \
+backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, keepalive_idle=None, \
+keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, fastopen=None, rcvbuf=None, \
+sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, ttl=None, mss=None, \
+congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, mode=None, owner=None, \
+group=None, configure=None)
 --
 
 Like listen(), but stops before it: the addresses are ours, and connections are refused until ``listen()`` of the
@@ -137,16 +168,17 @@ listen = c.PyCFunction_NewEx(&LISTEN, Tools(False), __name__)
 bind = c.PyCFunction_NewEx(&BIND, Tools(True), __name__)
 
 
-cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out, int start):
+cdef list bind_one(Tools tools, tuple bind, object plan, list sockets, list left_out, int start):
     """One name: a bound socket for each of its addresses, with one port for all, is added to ``sockets``.
 
     What is left out is added to ``left_out``, which is returned, and None as long as nothing is. ``start`` is the port
-    from which a range goes on, or 0.
+    from which a range goes on, or 0. ``plan`` is None where no options were asked for.
     """
     cdef found_t addresses
     cdef const addrinfo *address
     cdef Socket sock
-    cdef list given_up = None, absent
+    cdef list given_up = None, absent, told = []
+    cdef bint multipath = bind[6] == "mptcp"
     cdef Py_ssize_t first = len(sockets)
     cdef const char *step = NULL
     cdef int error, number, n, left = TRIES, end = 0
@@ -165,8 +197,13 @@ cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out, int sta
                 address = found_at(&addresses, n)
                 if stands_before(&addresses, address, n):
                     continue
-                sock = <Socket>c.object_of(tools.listener)
-                error = open_bound(sock, address, &step)
+                if plan is None and not multipath:
+                    sock = <Socket>c.object_of(tools.listener)
+                    error = open_bound(sock, address, address.ai_protocol, None, False, &step)
+                else:
+                    sock = new_socket(tools, plan)
+                    error = open_tuned(sock, address, plan, bind[3] if multipath else None, told, &step)
+                    multipath = multipath and not told
                 if error == 0:
                     sockets.append(sock)
                     if addresses.size > 1 and number == 0 and port_in(address.ai_addr) == 0:
@@ -177,7 +214,7 @@ cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out, int sta
                 elif c.net_taken(error) and (end or (number != 0 and left > 0)):
                     break  # the number is free on one address and taken on another
                 else:
-                    fail(step.decode("ascii"), decode(address.ai_addr, address.ai_addrlen), error)
+                    fail(step.decode("ascii"), decode(address.ai_addr, address.ai_addrlen), error, plan)
             else:
                 break
             if end:
@@ -200,46 +237,105 @@ cdef list bind_one(Tools tools, tuple bind, list sockets, list left_out, int sta
         free_found(&addresses)
         if given_up is not None:
             close_all(given_up)
-    return left_out if absent is None else (left_out or []) + absent
+    if absent is not None or told:
+        return (left_out or []) + told + (absent or [])
+    return left_out
 
 
-cdef list bind_special(Tools tools, tuple bind, list sockets, list left_out, list special, int backlog):
-    """A range of ports, or sockets that are there already. ``special`` gets ``[bind, its sockets]``."""
+cdef Socket new_socket(Tools tools, object plan):
+    if plan is None:
+        return tools.listener()
+    from harken._plan import TunedListener
+    return TunedListener.of(plan)
+
+
+cdef list bind_special(
+    Tools tools, tuple bind, object plan, list sockets, list left_out, list special, int backlog
+):
+    """Whatever is more than one name and one port by TCP. ``special`` gets ``[bind, its sockets, plan]``."""
     cdef Socket sock
     cdef Py_ssize_t first = len(sockets)
-    if bind[4] is not None:
+    cdef list of_bind
+    scheme = bind[6]
+    if scheme == "fd" or scheme == "systemd":
         from harken._inherit import inherited
-        sockets += inherited(bind, [sock.fileno() for sock in sockets])
+        of_bind = inherited(bind, [sock.fileno() for sock in sockets])
+        special.append([bind, of_bind, plan])
+        if plan is not None:
+            of_bind[:] = [plan.adopted(sock) for sock in of_bind]
+        sockets += of_bind
+        return left_out
+    if scheme == "vsock":
+        sockets.append(bind_vsock(tools, bind, plan))
+    elif plan is not None and plan.takes_both and bind[0] is None and bind[2] == c.AF_UNSPEC:
+        left_out = bind_dual(tools, bind, plan, sockets, left_out)
     else:
-        left_out = bind_one(tools, bind, sockets, left_out, 0)
-        if tools.held:
-            for sock in sockets[first:]:  # at once: whoever tries the same ports must not join
-                sock.hold(backlog)
-    special.append([bind, sockets[first:]])
+        left_out = bind_one(tools, bind, plan, sockets, left_out, 0)
+    if tools.held or (plan is not None and plan.guards):
+        for sock in sockets[first:]:  # at once: whoever tries the same ports must not join
+            sock.hold(backlog if plan is None else plan.backlog)
+    special.append([bind, sockets[first:], plan])
     return left_out
+
+
+cdef list bind_dual(Tools tools, tuple bind, object plan, list sockets, list left_out):
+    """One IPv6 socket that takes IPv4 too; where there is no IPv6, one of IPv4."""
+    try:
+        return bind_one(tools, bind[:2] + (c.AF_INET6,) + bind[3:], plan, sockets, left_out, 0)
+    except OSError as reason:
+        if reason.errno != c.NET_EAFNOSUPPORT and reason.errno != c.NET_EADDRNOTAVAIL:
+            raise
+        left_out = (left_out or []) + [(("::", bind[1], 0, 0), reason)]
+    return bind_one(tools, bind[:2] + (c.AF_INET,) + bind[3:], plan, sockets, left_out, 0)
+
+
+cdef Socket bind_vsock(Tools tools, tuple bind, object plan):
+    """A port of a virtual machine. 0 lets the system choose here too, although Linux has another number for that."""
+    cdef net_address_t name
+    cdef net_length_t length = 0
+    cdef addrinfo address
+    cdef Socket sock = new_socket(tools, plan)
+    cdef const char *step = b"socket"
+    cdef int error = c.NET_EAFNOSUPPORT
+    first, last = bind[1], bind[1] if bind[5] is None else bind[5]
+    for port in range(first, last + 1):
+        if not c.net_vsock_put(&name, bind[4], port if port else 0xFFFFFFFF, &length):
+            break
+        memset(&address, 0, sizeof(address))
+        address.ai_family, address.ai_socktype = c.NET_AF_VSOCK, c.SOCK_STREAM
+        address.ai_addr, address.ai_addrlen = &name.any, length
+        error = open_bound(sock, &address, 0, plan, False, &step)
+        if error == 0:
+            return sock
+        if not c.net_taken(error):
+            break
+    fail(step.decode("ascii"), bind[3], error)
 
 
 cdef int listen_special(Tools tools, list special, list sockets, int backlog) except -1:
     cdef Py_ssize_t n = 0
     cdef Socket sock
-    cdef int error
+    cdef int error, length
     while n < len(sockets):
         sock = sockets[n]
         n += 1
-        bind, entry = None, None
         for entry in special:
             if sock in entry[1]:
-                bind = entry[0]
                 break
-        if bind is not None and bind[4] is not None and (tools.held or state_of(sock) == "listening"):
-            sock.wished = backlog
-            continue
-        error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
-        if error == 0:
-            continue
-        if tools.held or bind is None or bind[5] is None or not c.net_taken(error):
-            fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
-        n = go_on(tools, entry, sockets, error)
+        bind, plan = entry[0], entry[2]
+        length = backlog if plan is None else plan.backlog
+        there = bind[6] == "fd" or bind[6] == "systemd"
+        if there and (tools.held or state_of(sock) == "listening"):
+            sock.wished = length
+        else:
+            error = sock.hold(length) if tools.held else sock.listen_for(length)
+            if error:
+                if tools.held or bind[5] is None or not c.net_taken(error):
+                    fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
+                n = go_on(tools, entry, sockets, error)
+                continue
+        if plan is not None and not tools.held:
+            plan.listening(sock)
     return 0
 
 
@@ -253,38 +349,79 @@ cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -
     close_all(old)
     if port == bind[5]:
         fail("bind", bind[3], error)
-    bind_one(tools, bind, new, None, port + 1)
+    bind_one(tools, bind, entry[2], new, None, port + 1)
     sockets[first:first + len(old)] = new
     entry[1] = new
     return first
 
 
 cdef int give_back(list special) except -1:
-    for bind, of_bind in special:
-        if bind[4] is not None:
+    for bind, of_bind, _ in special:
+        if bind[6] == "fd" or bind[6] == "systemd":
             from harken._inherit import give_back
             give_back(of_bind)
     return 0
 
 
-cdef int open_bound(Socket sock, const addrinfo *address, const char **step) noexcept:
+cdef int open_bound(
+    Socket sock, const addrinfo *address, int proto, object plan, bint joining, const char **step
+) except? -1:
     """socket, options, bind. After an error the socket is closed, and ``step`` names the call that failed."""
-    cdef int error, one = 1
+    cdef int error, only = plan is None or not plan.takes_both
     step[0] = b"socket"
-    error = sock.open(address.ai_family, address.ai_socktype, address.ai_protocol)
+    error = sock.open(address.ai_family, address.ai_socktype, proto)
     if error:
         return error
     step[0] = b"setsockopt"
     error = c.net_listener_defaults(sock.handle, address.ai_family)
     # Always said, never left to the system, whose default differs: with it, IPv4 and IPv6 can share a port number.
     if error == 0 and address.ai_family == c.AF_INET6:
-        if c.setsockopt(sock.handle, c.IPPROTO_IPV6, c.IPV6_V6ONLY, <const char *>&one, sizeof(one)) != 0:
+        if c.setsockopt(sock.handle, c.IPPROTO_IPV6, c.IPV6_V6ONLY, <const char *>&only, sizeof(only)) != 0:
             error = c.net_last_error()
+    if error == 0 and plan is not None:
+        prepare(sock, address, plan, joining)
     if error == 0:
         step[0] = b"bind"
         error = sock.bind_to(address.ai_addr, <net_length_t>address.ai_addrlen)
     if error:
         sock.end()
+    return error
+
+
+cdef int prepare(Socket sock, const addrinfo *address, object plan, bint joining) except -1:
+    try:
+        plan.prepare(sock, decode(address.ai_addr, address.ai_addrlen), joining)
+    except BaseException:
+        sock.end()
+        raise
+    return 0
+
+
+cdef int open_tuned(
+    Socket sock, const addrinfo *address, object plan, object multipath, list told, const char **step
+) except? -1:
+    """open_bound() with options. ``multipath`` is a bind that asks for MPTCP: where the system has it not, TCP it is,
+    and ``told`` says so."""
+    cdef int error = 0, proto = address.ai_protocol
+    if multipath is not None:
+        error = c.NET_EPROTONOSUPPORT
+        if c.NET_IPPROTO_MPTCP >= 0:
+            error = open_bound(sock, address, c.NET_IPPROTO_MPTCP, plan, False, step)
+        if error == 0 or step[0][0] == b"b":  # at bind() MPTCP is there already
+            proto = c.NET_IPPROTO_MPTCP
+        else:
+            told.append((multipath, error_of(error)))
+    if multipath is None or told:
+        error = open_bound(sock, address, proto, plan, False, step)
+    if error and c.net_taken(error) and plan is not None and plan.guards:
+        if plan.is_ours(decode(address.ai_addr, address.ai_addrlen)):
+            error = open_bound(sock, address, proto, plan, True, step)
+    if error == 0 and plan is not None:
+        try:
+            plan.bound(sock, decode(address.ai_addr, address.ai_addrlen))
+        except BaseException:
+            sock.end()
+            raise
     return error
 
 
@@ -346,7 +483,8 @@ cdef object error_of(int number):
         return error
 
 
-cdef int fail(str step, object address, object reason) except -1:
+cdef int fail(str step, object address, object reason, object plan=None) except -1:
     """``reason`` is an error number, or an exception that was raised already."""
     from harken._errors import failure
-    raise failure(step, address, reason if isinstance(reason, OSError) else error_of(reason)) from None
+    reason = reason if isinstance(reason, OSError) else error_of(reason)
+    raise failure(step, address, reason, None if plan is None else plan.concerned(step)) from None

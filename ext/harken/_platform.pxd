@@ -35,6 +35,11 @@ cdef extern from "platform/net.h" nogil:
         sockaddr_in ipv4 "in"
         sockaddr_in6 ipv6 "in6"
         sockaddr_un unix "un"
+    ctypedef struct net_option_t:
+        const char *name
+        int level, option
+        int level6, option6
+        bint inherited
     struct addrinfo:
         int ai_flags
         int ai_family
@@ -94,21 +99,29 @@ cdef extern from "platform/net.h" nogil:
     int net_listening(net_socket_t s, int *on)
     bint net_taken(int error)
     int net_listener_defaults(net_socket_t s, int family)
+    int net_exclusive(net_socket_t s, bint on)
     int net_hold(net_socket_t s, int family, bint on)
     int net_backlog(int wished)
     int net_queue(net_socket_t s, long *queued, long *limit)
     int net_scope_name(unsigned int index, char *name)
+    bint net_vsock_put(net_address_t *address, unsigned int cid, unsigned int port, net_length_t *length)
+    bint net_vsock_get(const sockaddr *address, unsigned int *cid, unsigned int *port)
     bint net_died_waiting(int error)
     double net_monotonic()
 
     const net_socket_t NET_INVALID
+    const net_option_t *net_options
+    const char *NET_SYSTEM
+    const int NET_BUFFER_FACTOR, NET_FASTOPEN_MOST
+    const int NET_AF_VSOCK, NET_IPPROTO_MPTCP
+    const bint NET_EXCLUSIVE_IS_A_CHOICE, NET_JOINS_LATE
     const size_t NET_PATH_AT, NET_PATH_ROOM
     const bint NET_WAITS_BY_POLL
     const int NET_WAIT_SLICE
     const int NET_TIMED_OUT, NET_READY, NET_WOKEN
     const int NET_DONTWAIT
     const int NET_EAFNOSUPPORT, NET_EADDRINUSE, NET_EADDRNOTAVAIL, NET_EBADF, NET_ECONNRESET, NET_EINPROGRESS
-    const int NET_EINTR, NET_EISCONN, NET_ENOTSUP, NET_EWOULDBLOCK
+    const int NET_EINTR, NET_EISCONN, NET_ENOTSUP, NET_EPROTONOSUPPORT, NET_EWOULDBLOCK
     const int NET_EAI_SYSTEM
     const char *NET_ERROR_TEXT(int number)
     const int NET_SOCK_NONBLOCK, NET_SOCK_CLOEXEC, NET_AI_NUMERICSERV

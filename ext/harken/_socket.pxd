@@ -15,6 +15,7 @@ cdef class Socket:
     cdef int wished  # the backlog for listen(), -1 for the most
     cdef double seconds  # the timeout: negative waits for ever, 0 not at all
     cdef PyThread_type_lock idle  # owned by close(): released by the last call that leaves
+    cdef bytes at_accept  # what each connection is to be given: see _plan.py; None for most
     cdef object __weakref__
 
     cdef int open(self, int family, int type, int proto) noexcept
@@ -41,6 +42,7 @@ cdef class Socket:
     cdef int wait_for_connection(self, double deadline) except -1
 
     cdef Socket take(self, type kind, net_socket_t handle, bint blocks)
+    cdef void furnish(self, Socket connection) noexcept
     cdef int take_all(self, net_socket_t *taken, int count, list found) except -1
     cdef int connect_to(self, object address) except -1
     cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1

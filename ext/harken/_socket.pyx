@@ -18,7 +18,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport ceil, isinf, isnan
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport harken._platform as c
 from harken._address cimport decode, shown
@@ -314,6 +314,8 @@ cdef class Socket:
             self.leave(False)
             if error == 0:
                 connection = self.take(Socket, taken, not c.NET_WAITS_BY_POLL)
+                if self.at_accept is not None:
+                    self.furnish(connection)
                 return connection, decode(&peer.any, min(length, sizeof(peer)))
             if self.handle == c.NET_INVALID:
                 self.closed()
@@ -388,6 +390,8 @@ cdef class Socket:
                 n += 1
                 connection = self.take(kind, taken[n - 1], False)
                 connection.seconds = 0
+                if self.at_accept is not None:
+                    self.furnish(connection)
                 found.append(connection)
         except BaseException:
             while n < count:
@@ -395,6 +399,18 @@ cdef class Socket:
                 n += 1
             raise
         return 0
+
+    cdef void furnish(self, Socket connection) noexcept:
+        """Options that connections do not have from their listener. One that is dead already refuses them, which is
+        found out when it is read."""
+        cdef const char *at = PyBytes_AS_STRING(self.at_accept)
+        cdef const char *end = at + len(self.at_accept)
+        cdef int setting[3]  # level, option, size of the value
+        while at < end:
+            memcpy(setting, at, sizeof(setting))
+            at += sizeof(setting)
+            c.setsockopt(connection.handle, setting[0], setting[1], at, <net_length_t>setting[2])
+            at += (setting[2] + 3) & ~3
 
     # ------------------------------------------------------------------ connect, send, receive
 
@@ -926,6 +942,23 @@ def state_of(Socket sock not None):
     if error:
         c.net_raise(error)
     return "listening" if listening else "bound"
+
+
+def set_exclusive(Socket sock not None, bint on):
+    """Before bind(): may others bind an address that overlaps?"""
+    cdef int error = c.net_exclusive(sock.handle, on)
+    if error:
+        c.net_raise(error)
+
+
+def set_at_accept(Socket sock not None, bytes settings):
+    """What each accepted connection is given: level, option, size and value, one after another."""
+    sock.at_accept = settings
+
+
+def at_accept(Socket sock not None):
+    """What `set_at_accept` set, or None."""
+    return sock.at_accept
 
 
 def describe(handle):

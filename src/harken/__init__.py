@@ -5,7 +5,9 @@ The map of the house, in the order of the flow:
     _bind        what people write: ":8080", "[::1]:8080", "unix:/run/app.sock": `Bind`
     _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
+    _options     what may be asked of the sockets: `Options`
     _listen      the story, name → addresses → socket → bind → listen: `listen`, `bind`
+    _plan        when each option is set
     _listener    what a server holds: `Listeners`, `Listener`
     _stats       how long the queues are: `stats`
     _handover    the same as `socket.socket` objects, for other servers
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from ._errors import AddressInUseError, ListenError
     from ._holders import Holder, holders
     from ._inherit import adopt, from_systemd
+    from ._options import Options
 
 __all__ = [
     "AF_INET",
@@ -95,6 +98,7 @@ __all__ = [
     "Listeners",
     "MSG_PEEK",
     "MSG_WAITALL",
+    "Options",
     "SHUT_RD",
     "SHUT_RDWR",
     "SHUT_WR",
@@ -134,6 +138,10 @@ def __getattr__(name: str) -> object:
         from . import _inherit
 
         return getattr(_inherit, name)
+    if name == "Options":
+        from ._options import Options
+
+        return Options
     if name in ("Holder", "holders"):
         from . import _holders
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
 _SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
-_CIDS = {"*": 0xFFFFFFFF, "any": 0xFFFFFFFF, "": 0xFFFFFFFF, "local": 1, "host": 2}  # linux/vm_sockets.h
+ANY_CID = 0xFFFFFFFF  # linux/vm_sockets.h
+_CIDS = {"*": ANY_CID, "any": ANY_CID, "": ANY_CID, "local": 1, "host": 2}
 _NO_HOST = frozenset(" !\"#$%&'()*+,/:;<=>?@[\\]^`{|}~")
 _HEX = frozenset("0123456789abcdefABCDEF")
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/:@,+=")
@@ -103,6 +104,14 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
         """What stands behind the question mark, decoded; it cannot be changed."""
         return _Mapping(dict(self[7]))
 
+    def refuse(self, option: str, why: str) -> NoReturn:
+        """Raises ValueError for an option behind the question mark, pointing at it."""
+        text = self[3]
+        at = text.find("?") + 1
+        while not text.startswith(f"{option}=", at):
+            at = text.index("&", at) + 1
+        _refuse(text, at, why)
+
     @property
     def url(self) -> str:
         """The form that is the same for all binds that mean the same, and reads back as one of them."""
@@ -116,7 +125,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
         else:
             host = self[4] if scheme == "vsock" else _normal(self[0])
             last = "" if self[5] is None else f"-{self[5]}"
-            url = f"{scheme}://{'*' if host in (None, _CIDS['*']) else host}:{self[1]}{last}"
+            url = f"{scheme}://{'*' if host in (None, ANY_CID) else host}:{self[1]}{last}"
         return f"{url}?{options}" if options else url
 
     def __str__(self) -> str:
@@ -156,12 +165,8 @@ KNOWN: dict[str | int, Bind] = {}
 
 
 def to_open(bind: str | int | Bind) -> Bind:
-    """Reads a bind that `harken.listen` is to open, and refuses what it cannot open yet."""
+    """Reads a bind that `harken.listen` is to open."""
     result = Bind(bind)
-    if result[7]:
-        raise ValueError(f"bind {result[3]!r}: options in a bind cannot be carried out yet")
-    if result[6] in ("mptcp", "unix", "vsock"):
-        raise ValueError(f"bind {result[3]!r}: {result[6]} cannot be opened yet")
     if len(KNOWN) < 256 and type(bind) in (str, int):  # not by another type that is equal: True, 8080.0
         KNOWN[bind] = result  # type: ignore[index]
     return result

@@ -32,3 +32,11 @@ IPV6_V6ONLY: int
 TCP_NODELAY: int
 MSG_PEEK: int
 MSG_WAITALL: int
+AF_VSOCK: int
+IPPROTO_MPTCP: int
+SYSTEM: str
+EXCLUSIVE_IS_A_CHOICE: bool
+JOINS_LATE: bool
+BUFFER_FACTOR: int
+FASTOPEN_MOST: int
+OPTIONS: dict[str, tuple[tuple[int, int], tuple[int, int], bool]]

@@ -27,6 +27,9 @@ class ListenError(OSError):
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
     range of ports that are all in use, the bind as it was given; what is inherited is ``fd://3``, ``systemd:name``."""
 
+    option: tuple[str, object] | None = None
+    """The option that it has to do with, and what it was to be; None where there is none."""
+
     # What is below is found out when it is first asked for, and kept. A loop that tries the next port, or waits for
     # this one, would pay milliseconds for what it throws away; whoever prints the error does so at once.
 
@@ -41,12 +44,13 @@ class ListenError(OSError):
             return ""
 
     def __str__(self) -> str:
-        text = f"{self.step}({shown(self.address)}): {super().__str__()}"
+        option = f", {self.option[0]}={self.option[1]!r}" if self.option else ""
+        text = f"{self.step}({shown(self.address)}{option}): {super().__str__()}"
         return f"{text}\nhint: {self.hint}" if self.hint else text
 
     def __reduce__(self) -> tuple[object, ...]:
         _ = self.hint  # found out here, as the copy may be read on another machine
-        return _rebuild, (self.step, self.address, _plain(self)), self.__dict__
+        return failure, (self.step, self.address, _plain(self), self.option), self.__dict__
 
 
 class AddressInUseError(ListenError):
@@ -94,7 +98,9 @@ ListenError.__module__ = AddressInUseError.__module__ = "harken"  # where progra
 _WSAEACCES = 10013
 
 
-def failure(step: str, address: Address | str, reason: OSError) -> ListenError:
+def failure(
+    step: str, address: Address | str, reason: OSError, option: tuple[str, object] | None = None
+) -> ListenError:
     """``reason`` as a ListenError that is an instance of its class too."""
     winerror = getattr(reason, "winerror", None)
     in_use = reason.errno == errno.EADDRINUSE or (winerror == _WSAEACCES and step == "bind")
@@ -108,6 +114,7 @@ def failure(step: str, address: Address | str, reason: OSError) -> ListenError:
     error = kind(*reason.args) if winerror is None else kind(reason.errno, reason.strerror, None, winerror)
     error.step = step
     error.address = address
+    error.option = option
     return error
 
 
@@ -122,10 +129,6 @@ def _plain(error: ListenError) -> OSError:
     if getattr(error, "winerror", None) is not None:
         return plain(error.errno, error.strerror, None, error.winerror)  # type: ignore[attr-defined,unused-ignore]
     return plain(*error.args)
-
-
-def _rebuild(step: str, address: Address | str, reason: OSError) -> ListenError:
-    return failure(step, address, reason)
 
 
 def shown(address: Address | str) -> str:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 def hint_for(error: ListenError) -> str:
     """One line, or nothing where the system's own text says it all."""
     if isinstance(error, AddressInUseError):
-        return _in_use(error)
+        joining = error.option == ("reuse_port", True) and error.cause == "listener"
+        return _in_use(error) + (JOIN if joining else "")
     if isinstance(error, socket.gaierror):
         return _no_address(error.errno, str(error.address))
+    if error.option:
+        return _option(*error.option, error.errno or 0)
     by_number = _BY_NUMBER.get(error.errno or 0)
     return by_number(error) if by_number else ""
 
@@ -263,6 +266,36 @@ def _setting(path: str) -> str:
             return " ".join(file.read().split())
     except OSError:
         return ""
+
+
+# ---------------------------------------------------------------------------- options
+
+JOIN = "; to share the port with a group of another process of this user on purpose, reuse_port='join'"
+_PRIVILEGED = ("mark", "transparent", "priority", "busy_poll")
+
+
+def _option(name: str, value: object, number: int) -> str:
+    if number in (errno.EPERM, errno.EACCES):
+        if name == "congestion":
+            allowed = _setting("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+            return f"without CAP_NET_ADMIN there is {allowed} (net.ipv4.tcp_allowed_congestion_control)"
+        above = " above 6" if name == "priority" else ""
+        return (
+            f"{name}{above} needs CAP_NET_ADMIN: AmbientCapabilities=CAP_NET_ADMIN in the systemd unit, or"
+            " --cap-add NET_ADMIN for a container"
+            if name in _PRIVILEGED
+            else ""
+        )
+    if name == "congestion" and number == errno.ENOENT:
+        there = _setting("/proc/sys/net/ipv4/tcp_available_congestion_control")
+        return f"there is {there}; `modprobe tcp_{value}` may bring it"
+    if name == "interface" and number in (errno.ENODEV, errno.ENXIO):
+        return f"this machine has {', '.join(interface for _, interface in socket.if_nameindex())}"
+    if name in ("rcvbuf", "sndbuf") and number == errno.ENOBUFS:
+        return "it is more than kern.ipc.maxsockbuf allows"
+    if number in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+        return f"this kernel, or this kind of socket, has no {name}"
+    return ""
 
 
 # ---------------------------------------------------------------------------- names

@@ -5,15 +5,15 @@ from __future__ import annotations
 from os import fsdecode
 
 from ._address import scope_name
-from ._bind import unix_url
-from ._constants import AF_INET, AF_INET6
+from ._bind import ANY_CID, unix_url
+from ._constants import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 from ._socket import Socket, close_each, queue_of, state_of
 from ._stats import ListenerStats, stats
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
     import socket as stdlib
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -27,8 +27,8 @@ class Listener(Socket):
 
     @property
     def address(self) -> Address:
-        """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6; for a unix socket its
-        path as a str, an abstract name with the NUL in front."""
+        """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6, ``(cid, port)`` for
+        vsock; for a unix socket its path as a str, an abstract name with the NUL in front."""
         address: Address | bytes = self.getsockname()
         return fsdecode(address) if isinstance(address, bytes) else address
 
@@ -36,7 +36,7 @@ class Listener(Socket):
     def port(self) -> int:
         """The port, also when the system chose it. Raises ValueError for a unix socket, which has none."""
         address = self.address
-        if isinstance(address, str) or self.family not in (AF_INET, AF_INET6):
+        if isinstance(address, str) or self.family not in (AF_INET, AF_INET6, AF_VSOCK):
             raise ValueError(f"{self.url} has no port")
         return address[1]
 
@@ -45,8 +45,10 @@ class Listener(Socket):
         """The address as a bind that `harken.listen` reads: ``tcp://[::1]:8080``, ``unix:/run/app.sock``."""
         address = self.address
         if isinstance(address, str) or self.family in (AF_INET, AF_INET6):
-            return url_of(address)
-        return f"fd://{self.fileno()}"  # of a family that has no URL yet
+            return url_of(address, "mptcp" if self.proto == IPPROTO_MPTCP else "tcp")
+        if self.family == AF_VSOCK:
+            return f"vsock://{'*' if int(address[0]) == ANY_CID else address[0]}:{address[1]}"
+        return f"fd://{self.fileno()}"  # of a family that has no URL
 
     @property
     def backlog(self) -> int | None:
@@ -57,6 +59,11 @@ class Listener(Socket):
     def state(self) -> str:
         """``bound``, ``listening`` or ``closed``."""
         return state_of(self)
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """The options that were asked for, as the system has them now: it rounds some, and caps others."""
+        return {}
 
     def listen(self, backlog: int | None = None) -> None:
         """From now on connections are accepted: `Socket.listen`. One that listens already is left alone, unless a
@@ -141,13 +148,13 @@ class IncompleteListeners(Listeners):
         return self._left_out
 
 
-def url_of(address: Address) -> str:
+def url_of(address: Address, scheme: str = "tcp") -> str:
     """An address as a bind."""
     if isinstance(address, str):
         return unix_url(address)
     host, port = str(address[0]), address[1]
     if ":" not in host:
-        return f"tcp://{host}:{port}"
+        return f"{scheme}://{host}:{port}"
     if len(address) > 3 and address[3]:
         host += f"%{scope_name(int(address[3]))}"
-    return f"tcp://[{host}]:{port}"
+    return f"{scheme}://[{host}]:{port}"

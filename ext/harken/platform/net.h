@@ -28,11 +28,14 @@
  *   net_listening               has listen() been called?
  *   net_taken                   does this error of bind() or listen() mean that somebody else has the port?
  *   net_listener_defaults       what every listening TCP socket wants before bind()
+ *   net_exclusive               whether the address may be shared: a choice on some systems
  *   net_hold                    keep others from listening on a bound address until we do
  *   net_backlog                 what to hand to listen() for a wished queue length
  *   net_queue                   how many connections wait, and how many may
  *   net_died_waiting            does this error of accept() concern one connection only?
  *   net_scope_name              the interface behind a scope id
+ *   net_vsock_put, net_vsock_get  the address of a virtual machine's socket, where the system has them
+ *   (options.h)                 the options of sockets that this system has
  *   net_monotonic               seconds on a clock that never jumps
  */
 #ifndef HARKEN_NET_H
@@ -49,6 +52,8 @@ enum { NET_TIMED_OUT = 0, NET_READY = 1, NET_WOKEN = 2 };
 #include "platform/on_posix.h"
 #endif
 
+#include "platform/options.h"
+
 /* Any address that this package can name: large enough for each family, and no larger than it must be. */
 typedef union {
     struct sockaddr any;
@@ -60,6 +65,40 @@ typedef union {
 /* Where the path stands in a sockaddr_un, and how many bytes it may have. */
 #define NET_PATH_AT offsetof(struct sockaddr_un, sun_path)
 #define NET_PATH_ROOM (sizeof(struct sockaddr_un) - NET_PATH_AT)
+
+/* A context id and a port, as `vsock://2:1024` has them. 0 where the system has no such family. */
+static inline int net_vsock_put(net_address_t *address, unsigned cid, unsigned port, net_length_t *length)
+{
+#ifdef NET_VSOCK
+    struct sockaddr_vm *vm = (struct sockaddr_vm *)address;
+    memset(address, 0, sizeof *address);
+    vm->svm_family = AF_VSOCK;
+    vm->svm_cid = cid;
+    vm->svm_port = port;
+    *length = sizeof *vm;
+    return 1;
+#else
+    (void)address;
+    (void)cid;
+    (void)port;
+    *length = 0;
+    return 0;
+#endif
+}
+
+static inline int net_vsock_get(const struct sockaddr *address, unsigned *cid, unsigned *port)
+{
+#ifdef NET_VSOCK
+    const struct sockaddr_vm *vm = (const struct sockaddr_vm *)address;
+    *cid = vm->svm_cid;
+    *port = vm->svm_port;
+    return vm->svm_family == AF_VSOCK;
+#else
+    (void)address;
+    *cid = *port = 0;
+    return 0;
+#endif
+}
 
 /* Up to `limit` waiting connections into `taken`, all non-blocking; `*count` says how many. Stops at the first error:
  * what was taken stands, and the error is returned only when nothing was. Connections that died in the queue are

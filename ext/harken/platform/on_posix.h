@@ -22,6 +22,10 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/eventfd.h>
+#if __has_include(<linux/vm_sockets.h>)
+#include <linux/vm_sockets.h>
+#define NET_VSOCK 1
+#endif
 #endif
 #ifdef __APPLE__
 #include <libproc.h>
@@ -45,6 +49,7 @@ typedef struct iovec net_buffer_t;
 #define NET_EISCONN EISCONN
 #define NET_ENOTSUP EOPNOTSUPP
 #define NET_EWOULDBLOCK EAGAIN
+#define NET_EPROTONOSUPPORT EPROTONOSUPPORT
 #define NET_ERROR_TEXT(number) gai_strerror(number)
 #ifdef EAI_SYSTEM
 #define NET_EAI_SYSTEM EAI_SYSTEM
@@ -53,6 +58,35 @@ typedef struct iovec net_buffer_t;
 #endif
 
 #define NET_AI_NUMERICSERV AI_NUMERICSERV
+
+#if defined(__linux__)
+#define NET_SYSTEM "Linux"
+#elif defined(__APPLE__)
+#define NET_SYSTEM "macOS"
+#elif defined(__FreeBSD__)
+#define NET_SYSTEM "FreeBSD"
+#elif defined(__NetBSD__)
+#define NET_SYSTEM "NetBSD"
+#elif defined(__OpenBSD__)
+#define NET_SYSTEM "OpenBSD"
+#else
+#define NET_SYSTEM "this system"
+#endif
+
+#ifdef NET_VSOCK
+#define NET_AF_VSOCK AF_VSOCK
+#else
+#define NET_AF_VSOCK (-1)
+#endif
+#ifdef __linux__
+#define NET_IPPROTO_MPTCP 262 /* in Linux's headers since 5.6, in C libraries later */
+#define NET_EXCLUSIVE_IS_A_CHOICE 0
+#define NET_JOINS_LATE 1
+#else
+#define NET_IPPROTO_MPTCP (-1)
+#define NET_EXCLUSIVE_IS_A_CHOICE 1
+#define NET_JOINS_LATE 0
+#endif
 
 #ifdef SOCK_CLOEXEC
 #define NET_SOCK_CLOEXEC SOCK_CLOEXEC
@@ -371,6 +405,20 @@ static inline int net_listener_defaults(net_socket_t s, int family)
     if (setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0)
         return errno;
     return 0;
+}
+
+/* Linux never lets anybody listen beside a listener, on its address or on one that overlaps. macOS and the BSDs allow a
+ * specific address beside the wildcard when both have SO_REUSEADDR: without it, ours stays alone, and a restart has to
+ * wait for connections in TIME_WAIT. */
+static inline int net_exclusive(net_socket_t s, int on)
+{
+#ifdef __linux__
+    (void)s;
+    return on ? 0 : EOPNOTSUPP;
+#else
+    int reuse = !on;
+    return setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) == 0 ? 0 : errno;
+#endif
 }
 
 /* On Linux two sockets may be bound to one address when both have SO_REUSEADDR and neither listens; the first to listen

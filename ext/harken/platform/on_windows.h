@@ -31,6 +31,12 @@ typedef WSABUF net_buffer_t;
 #define NET_EISCONN WSAEISCONN
 #define NET_ENOTSUP WSAEOPNOTSUPP
 #define NET_EWOULDBLOCK WSAEWOULDBLOCK
+#define NET_EPROTONOSUPPORT WSAEPROTONOSUPPORT
+#define NET_SYSTEM "Windows"
+#define NET_AF_VSOCK (-1)
+#define NET_IPPROTO_MPTCP (-1)
+#define NET_EXCLUSIVE_IS_A_CHOICE 1
+#define NET_JOINS_LATE 0
 #define NET_EAI_SYSTEM INT_MIN /* Winsock has no such code: every EAI_* is a Winsock error number */
 
 #ifndef IF_NAMESIZE
@@ -364,6 +370,13 @@ static inline int net_listener_defaults(net_socket_t s, int family)
     if (setsockopt(s, IPPROTO_TCP, TCP_NODELAY, (const char *)&one, sizeof one) != 0)
         return WSAGetLastError();
     return 0;
+}
+
+/* Without it, another process may bind a more specific address over ours, or ours over the wildcard. It also refuses a
+ * port whose connections have not ended, which is what turning it off is for. */
+static inline int net_exclusive(net_socket_t s, int on)
+{
+    return setsockopt(s, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, (const char *)&on, sizeof on) == 0 ? 0 : WSAGetLastError();
 }
 
 /* Nothing to do: SO_EXCLUSIVEADDRUSE holds the address from bind() on. */

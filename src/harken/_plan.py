@@ -1,0 +1,236 @@
+"""How one bind is opened when options are asked for: what is set on its sockets, and when.
+
+    socket → `prepare` → bind → `bound` → listen → `listening` → accept, with `at_accept`
+
+Before bind(2) stands whatever decides about the address, and whatever the handshake of a connection already needs: the
+buffers, for one, set the window that is offered. After listen(2) stands what some systems take only from a listener.
+Connections have the rest from their listener; what this system does not pass on is set on each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Self
+
+from ._constants import (
+    AF_INET6,
+    AF_UNIX,
+    BUFFER_FACTOR,
+    FASTOPEN_MOST,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_V6ONLY,
+    JOINS_LATE,
+    OPTIONS,
+    SO_REUSEADDR,
+    SOL_SOCKET,
+)
+from ._listener import Listener
+from ._options import Options
+from ._socket import Socket, let_go, set_at_accept, set_exclusive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ._types import Address
+
+_AFTER = ("fastopen",)
+_BEFORE = tuple(name for name in OPTIONS if name not in _AFTER and name != "reuse_port")
+_OF_CONNECTIONS = (
+    "nodelay", "keepalive", "keepalive_idle", "keepalive_interval", "keepalive_count", "user_timeout", "rcvbuf",
+    "sndbuf", "mark", "tos", "ttl", "congestion", "priority", "busy_poll",
+)  # fmt: skip
+_IMPLY_KEEPALIVE = ("keepalive_idle", "keepalive_interval", "keepalive_count")
+
+
+class Plan:
+    """What is to be done to the sockets of one bind."""
+
+    __slots__ = ("backlog", "options", "takes_both")
+
+    backlog: int
+    """For listen(2); -1 for the most."""
+    takes_both: bool
+    """IPv6 sockets take IPv4 too."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.backlog = -1 if options.backlog is None else min(options.backlog, 0x7FFFFFFF)
+        self.takes_both = options.ipv6_only is False
+
+    @property
+    def guards(self) -> bool:
+        """Is the port kept from other processes although it is to be shared?"""
+        return self.options.reuse_port is True
+
+    def concerned(self, step: str) -> tuple[str, object] | None:
+        """The option that an error of this step has to do with."""
+        return ("reuse_port", True) if step == "bind" and self.guards else None
+
+    def is_ours(self, address: Address) -> bool:
+        """Is the group on this port one that this process has?"""
+        from ._holders import holders
+
+        try:
+            return os.getpid() in {holder.pid for holder in holders(address)}
+        except (OSError, ValueError):
+            return False
+
+    def prepare(self, sock: Socket, address: Address, joining: bool) -> None:
+        """Between socket(2) and bind(2). ``joining``: into a group that is there already."""
+        options = self.options
+        if options.exclusive is not None and sock.family != AF_UNIX:
+            _attempt(address, "exclusive", options.exclusive, set_exclusive, sock, options.exclusive)
+        if self.guards and not JOINS_LATE and not joining and address[1]:
+            self._must_be_free(sock, address)
+        if options.reuse_port and (joining or options.reuse_port == "join" or not JOINS_LATE):
+            self._set(sock, address, "reuse_port", 1)
+        for name, value in self._values(_BEFORE):
+            self._set(sock, address, name, value)
+        if options.configure is not None:
+            options.configure(sock, address)
+            if sock.fileno() < 0:
+                raise ValueError("configure() has closed the socket, which is to be bound next")
+
+    def _must_be_free(self, sock: Socket, address: Address) -> None:
+        """Where a socket joins at bind(2), one that does not join finds out whether there is anything to join."""
+        with Socket(sock.family, sock.type, sock.proto) as probe:
+            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            if sock.family == AF_INET6:
+                probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
+            try:
+                probe.bind(address)
+            except OSError as reason:
+                if not self.is_ours(address):
+                    from ._errors import failure
+
+                    raise failure("bind", address, reason, self.concerned("bind")) from None
+
+    def bound(self, sock: Socket, address: Address) -> None:
+        """After bind(2), which would have let other processes in when the port was to be shared already."""
+        if self.guards and JOINS_LATE:
+            self._set(sock, address, "reuse_port", 1)
+
+    def listening(self, sock: Socket) -> None:
+        """After listen(2)."""
+        options = self.options
+        address = sock.getsockname()
+        for name, value in self._values(_AFTER):
+            self._set(sock, address, name, min(value, FASTOPEN_MOST) if isinstance(value, int) else value)
+        if options.inheritable is not None:
+            sock.set_inheritable(options.inheritable)
+        at_accept = b"".join(
+            _packed(*number, _value(name, value, number[0]))
+            for name, value in self._values(_OF_CONNECTIONS)
+            for number in _numbers(name, sock)
+            if not OPTIONS[name][2] or sock.family == AF_UNIX
+        )
+        if at_accept:
+            set_at_accept(sock, at_accept)
+
+    def adopted(self, listener: Listener) -> TunedListener:
+        """For a socket that somebody else has bound."""
+        address = listener.address
+        for name, value in self._values(_BEFORE):
+            self._set(listener, address, name, value)
+        return TunedListener.of(self, let_go(listener))
+
+    def _values(self, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+        for name in names:
+            value = getattr(self.options, name)
+            if (
+                name == "keepalive"
+                and value is None
+                and any(getattr(self.options, other) is not None for other in _IMPLY_KEEPALIVE)
+            ):
+                value = True
+            if value is not None:
+                yield name, value
+
+    def _set(self, sock: Socket, address: Address, name: str, value: object) -> None:
+        for number in _numbers(name, sock):
+            _attempt(address, name, value, _set_one, sock, number, _value(name, value, number[0]))
+
+
+class TunedListener(Listener):
+    """A listener whose options were asked for."""
+
+    __slots__ = ("plan",)
+
+    plan: Plan
+
+    @classmethod
+    def of(cls, plan: Plan, fileno: int | None = None) -> Self:
+        self = cls.__new__(cls)
+        self.plan = plan
+        if fileno is not None:
+            self.__init__(fileno=fileno)  # type: ignore[misc]
+        return self
+
+    def listen(self, backlog: int | None = None) -> None:
+        super().listen(backlog)
+        self.plan.listening(self)
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        return {name: read_back(self, name, self.plan.options) for name in self.plan.options if name != "configure"}
+
+
+def read_back(sock: Listener, name: str, asked: Options) -> object:
+    """An option as the system has it now; as it was asked for where the system cannot be asked."""
+    value: object = getattr(asked, name)
+    if name == "backlog":
+        granted = sock.backlog
+        return value if granted is None else granted
+    if name == "inheritable":
+        return sock.get_inheritable()
+    if name == "ipv6_only":
+        return bool(sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)) if sock.family == AF_INET6 else value
+    if name in ("mode", "owner", "group", "exclusive"):
+        return value
+    level, option = _numbers(name, sock)[0]
+    if isinstance(value, str) and name != "reuse_port":
+        return sock.getsockopt(level, option, 16).partition(b"\0")[0].decode() if level != IPPROTO_IP else value
+    told = sock.getsockopt(level, option)
+    if isinstance(value, bool) or name == "reuse_port":
+        return bool(told) and value
+    return told // BUFFER_FACTOR if name in ("rcvbuf", "sndbuf") else told
+
+
+def _numbers(name: str, sock: Socket) -> list[tuple[int, int]]:
+    """Level and option. A socket of both families has two settings for what stands in the IP header."""
+    ipv4, ipv6, _ = OPTIONS[name]
+    if sock.family != AF_INET6:
+        return [ipv4]
+    both = ipv4 != ipv6 and JOINS_LATE and not sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
+    return [ipv6, ipv4] if both else [ipv6]
+
+
+def _value(name: str, value: object, level: int) -> int | bytes:
+    if not isinstance(value, str):
+        return int(value)  # type: ignore[call-overload,no-any-return]
+    if name == "interface" and level != SOL_SOCKET:
+        import socket
+
+        return socket.if_nametoindex(value)
+    return value.encode()
+
+
+def _set_one(sock: Socket, number: tuple[int, int], value: int | bytes) -> None:
+    sock.setsockopt(*number, struct.pack("=I", value) if isinstance(value, int) else value)
+
+
+def _packed(level: int, option: int, value: int | bytes) -> bytes:
+    """As `Socket` reads it: level, option, size, value, and on to the next multiple of four."""
+    data = struct.pack("=I", value) if isinstance(value, int) else value
+    return struct.pack("=iii", level, option, len(data)) + data + bytes(-len(data) % 4)
+
+
+def _attempt(address: Address, name: str, value: object, call: Callable[..., None], *arguments: object) -> None:
+    try:
+        call(*arguments)
+    except OSError as reason:
+        from ._errors import failure
+
+        raise failure("setsockopt", address, reason, (name, value)) from None
