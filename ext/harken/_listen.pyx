@@ -41,10 +41,15 @@ cdef class Tools:
     def __cinit__(self, bint held):
         self.held, self.known, self.listener, self.listeners = held, KNOWN, Listener, Listeners
 
-    cdef tuple read(self, object bind):
-        """Known are binds that were read before; not what only equals one (True, 8080.0), not what cannot be a key."""
+    cdef tuple read(self, object bind, bint *plain):
+        """Known are plain binds that were read before; not what only equals one (True, 8080.0), not what cannot be a
+        key."""
         found = self.known.get(bind) if type(bind) is str or type(bind) is int else None
-        return <tuple>(to_open(bind) if found is None else found)
+        if found is None:
+            found = to_open(bind)
+            if not found.is_plain:
+                plain[0] = False
+        return <tuple>found
 
     cdef list plan(self, list binds, dict options):
         """How each bind is to be opened; None where nothing is asked for but the backlog."""
@@ -56,11 +61,6 @@ cdef class Tools:
 
     cdef str called(self):
         return "bind()" if self.held else "listen()"
-
-
-cdef bint is_plain(tuple bind) noexcept:
-    """One name and one port, by TCP, and nothing asked for."""
-    return bind[4] is None and bind[5] is None and len(<tuple>bind[7]) == 0 and bind[6] != "mptcp"
 
 
 cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, PyObject *names):
@@ -80,19 +80,18 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
     if count == 0:
         raise TypeError(f"{tools.called()} needs at least one bind, as in '127.0.0.1:8080'")
     # All are read, and their options, before the first socket exists.
-    asked = tools.read(<object>binds[0])
-    plain = (options is None or (len(options) == 1 and "backlog" in options)) and is_plain(asked)
+    plain = options is None or (len(options) == 1 and "backlog" in options)
+    asked = tools.read(<object>binds[0], &plain)
     for n in range(1, count):
-        if not is_plain(tools.read(<object>binds[n])):
-            plain = False
+        tools.read(<object>binds[n], &plain)
     if not plain:
-        special, plans = [], tools.plan([tools.read(<object>binds[n]) for n in range(count)], options)
+        special, plans = [], tools.plan([tools.read(<object>binds[n], &plain) for n in range(count)], options)
     try:
         for n in range(count):
             if n > 0:
-                asked = tools.read(<object>binds[n])
+                asked = tools.read(<object>binds[n], &plain)
             if plain:
-                left_out = bind_one(tools, asked, None, sockets, left_out, 0)
+                left_out = bind_one(tools, asked, None, False, sockets, left_out, 0)
             else:
                 left_out = bind_special(tools, asked, plans[n], sockets, left_out, special, backlog)
         if special is not None:
@@ -168,17 +167,18 @@ listen = c.PyCFunction_NewEx(&LISTEN, Tools(False), __name__)
 bind = c.PyCFunction_NewEx(&BIND, Tools(True), __name__)
 
 
-cdef list bind_one(Tools tools, tuple bind, object plan, list sockets, list left_out, int start):
+cdef list bind_one(
+    Tools tools, tuple bind, object plan, bint multipath, list sockets, list left_out, int start
+):
     """One name: a bound socket for each of its addresses, with one port for all, is added to ``sockets``.
 
     What is left out is added to ``left_out``, which is returned, and None as long as nothing is. ``start`` is the port
-    from which a range goes on, or 0. ``plan`` is None where no options were asked for.
+    from which a range goes on, or 0. ``plan`` is None where no options were asked for; ``multipath``: by MPTCP.
     """
     cdef found_t addresses
     cdef const addrinfo *address
     cdef Socket sock
-    cdef list given_up = None, absent, told = []
-    cdef bint multipath = bind[6] == "mptcp"
+    cdef list given_up = None, absent, told = [] if multipath else None
     cdef Py_ssize_t first = len(sockets)
     cdef const char *step = NULL
     cdef int error, number, n, left = TRIES, end = 0
@@ -238,7 +238,7 @@ cdef list bind_one(Tools tools, tuple bind, object plan, list sockets, list left
         if given_up is not None:
             close_all(given_up)
     if absent is not None or told:
-        return (left_out or []) + told + (absent or [])
+        return (left_out or []) + (told or []) + (absent or [])
     return left_out
 
 
@@ -270,7 +270,7 @@ cdef list bind_special(
     elif plan is not None and plan.takes_both and bind[0] is None and bind[2] == c.AF_UNSPEC:
         left_out = bind_dual(tools, bind, plan, sockets, left_out)
     else:
-        left_out = bind_one(tools, bind, plan, sockets, left_out, 0)
+        left_out = bind_one(tools, bind, plan, scheme == "mptcp", sockets, left_out, 0)
     if tools.held or (plan is not None and plan.guards):
         for sock in sockets[first:]:  # at once: whoever tries the same ports must not join
             sock.hold(backlog if plan is None else plan.backlog)
@@ -281,12 +281,12 @@ cdef list bind_special(
 cdef list bind_dual(Tools tools, tuple bind, object plan, list sockets, list left_out):
     """One IPv6 socket that takes IPv4 too; where there is no IPv6, one of IPv4."""
     try:
-        return bind_one(tools, bind[:2] + (c.AF_INET6,) + bind[3:], plan, sockets, left_out, 0)
+        return bind_one(tools, bind[:2] + (c.AF_INET6,) + bind[3:], plan, bind[6] == "mptcp", sockets, left_out, 0)
     except OSError as reason:
         if reason.errno != c.NET_EAFNOSUPPORT and reason.errno != c.NET_EADDRNOTAVAIL:
             raise
         left_out = (left_out or []) + [(("::", bind[1], 0, 0), reason)]
-    return bind_one(tools, bind[:2] + (c.AF_INET,) + bind[3:], plan, sockets, left_out, 0)
+    return bind_one(tools, bind[:2] + (c.AF_INET,) + bind[3:], plan, bind[6] == "mptcp", sockets, left_out, 0)
 
 
 cdef Socket bind_vsock(Tools tools, tuple bind, object plan):
@@ -349,7 +349,7 @@ cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -
     close_all(old)
     if port == bind[5]:
         fail("bind", bind[3], error)
-    bind_one(tools, bind, entry[2], new, None, port + 1)
+    bind_one(tools, bind, entry[2], bind[6] == "mptcp", new, None, port + 1)
     sockets[first:first + len(old)] = new
     entry[1] = new
     return first

@@ -104,6 +104,11 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
         """What stands behind the question mark, decoded; it cannot be changed."""
         return _Mapping(dict(self[7]))
 
+    @property
+    def is_plain(self) -> bool:
+        """One name and one port, by TCP, and no options: what most binds are."""
+        return self[4] is None and self[5] is None and not self[7] and self[6] != "mptcp"
+
     def refuse(self, option: str, why: str) -> NoReturn:
         """Raises ValueError for an option behind the question mark, pointing at it."""
         text = self[3]
@@ -161,13 +166,15 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
 
 
 KNOWN: dict[str | int, Bind] = {}
-"""Binds opened before: programs open the same few again and again, tests most of all. It stops growing at 256."""
+"""Plain binds opened before: programs open the same few again and again, tests most of all. No more than 256."""
 
 
 def to_open(bind: str | int | Bind) -> Bind:
     """Reads a bind that `harken.listen` is to open."""
     result = Bind(bind)
-    if len(KNOWN) < 256 and type(bind) in (str, int):  # not by another type that is equal: True, 8080.0
+    if (
+        result.is_plain and len(KNOWN) < 256 and type(bind) in (str, int)
+    ):  # not by another type that is equal: True, 8080.0
         KNOWN[bind] = result  # type: ignore[index]
     return result
 
