@@ -130,7 +130,7 @@ Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, 
 (``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0 lets the
 system choose, once for all addresses of a bind; of a range, ``":8000-8010"``, the first port is taken that is free on
 all of them. ``"fd://3"`` and ``"systemd:name"`` are sockets that are there already: see `adopt` and `from_systemd`. One
-that listens keeps its queue; after an error they are as open as before.
+that listens keeps its queue, unless a longer one is asked for; after an error they are as open as before.
 
 The options are told in `harken.Options`; a bind may have its own: ``":8080?backlog=64"``. They are checked before
 the first socket exists. ``backlog`` is how many connections may wait; by default as many as the system grants.
@@ -262,7 +262,8 @@ cdef list bind_special(
         of_bind = inherited(bind, [sock.fileno() for sock in sockets])
         special.append([bind, of_bind, plan])
         if plan is not None:
-            of_bind[:] = [plan.adopted(sock) for sock in of_bind]
+            for n in range(len(of_bind)):  # one by one: after an error the others are given back
+                of_bind[n] = plan.adopted(of_bind[n])
         sockets += of_bind
         return left_out
     if scheme == "vsock":
@@ -325,8 +326,12 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
         bind, plan = entry[0], entry[2]
         length = backlog if plan is None else plan.backlog
         there = bind[6] == "fd" or bind[6] == "systemd"
-        if there and (tools.held or state_of(sock) == "listening"):
+        if there and tools.held:
             sock.wished = length
+        elif there and state_of(sock) == "listening":
+            sock.wished = length
+            if length >= 0:
+                sock.listen(length)  # of a Listener: it lengthens the queue, or leaves it alone
         else:
             error = sock.hold(length) if tools.held else sock.listen_for(length)
             if error:
