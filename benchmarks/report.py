@@ -43,10 +43,16 @@ def table(rows: list[tuple[str, Samples]]) -> str:
     for title, samples in rows:
         c, stdlib, ours = (samples.get(name) for name in ("C", "stdlib", "ours"))
         lines.append([title, _time(c), _time(stdlib), _time(ours), _ratio(ours, c), _ratio(stdlib, ours)])
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """Lines of cells as a table, the first of them its head; all but the first column are figures."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    head, *rest = lines
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
+        for line in (head, rule, *rest)
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)

@@ -3,20 +3,27 @@ of their own. A program tells what it has to tell with ``tell(**facts)``."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import importlib.util
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import harken
 from machine import LINUX, WINE
 
 PREAMBLE = """
@@ -64,9 +71,13 @@ needs_root = pytest.mark.skipif(
 )
 
 
+def interpreter(program: str) -> list[str]:
+    """The command that runs a program."""
+    return [sys.executable, "-W", "ignore::ResourceWarning", "-c", PREAMBLE + textwrap.dedent(program)]
+
+
 def _command(program: str, namespace: bool) -> list[str]:
-    code = PREAMBLE + textwrap.dedent(program)
-    command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", code]
+    command = interpreter(program)
     if namespace:
         command = [*_unshare(), "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *command]
     return command
@@ -139,3 +150,72 @@ def server(
 ) -> str:
     """A program that holds an address until the test has seen enough."""
     return _SERVER.format(host=host, port=port, listens=listens, v6only=v6only, first=first)
+
+
+@contextmanager
+def serving(command: list[str], listener: harken.Listener, log: Path) -> Iterator[int]:
+    """Runs a server that inherits a listener, under its number; gives the server's pid. What it writes goes to ``log``,
+    which is shown when the test fails. Ended as an operator does, by SIGTERM."""
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # where application.py is
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+    try:
+        yield child.pid
+        child.terminate()
+        child.wait(30)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)  # with its workers
+            child.wait(30)
+        print(log.read_text("utf-8", "replace"))
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and all that it has started."""
+    yield pid
+    with contextlib.suppress(OSError):  # it has ended
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield from _family(int(child))
+
+
+PIDFD_GETFD = 438  # the system call, which has no function in Python
+
+
+def other_end(client: socket.socket, pid: int) -> tuple[int, socket.socket]:
+    """Which process of the family of ``pid`` has accepted this connection, and a duplicate of its socket: whatever a
+    server has done to it can be read from that, and the server need not help."""
+    for member in _family(pid):
+        pidfd = os.pidfd_open(member)
+        try:
+            for number in os.listdir(f"/proc/{member}/fd"):
+                if not _link(f"/proc/{member}/fd/{number}").startswith("socket:"):
+                    continue
+                fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, int(number), 0)
+                if fd < 0:
+                    if ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
+                        pytest.skip("the sockets of another process cannot be looked at here (pidfd_getfd)")
+                    continue  # closed just now
+                copy = socket.socket(fileno=fd)
+                with contextlib.suppress(OSError):
+                    if copy.getpeername() == client.getsockname():
+                        return member, copy
+                copy.close()
+        finally:
+            os.close(pidfd)
+    raise AssertionError("no process has accepted the connection")
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,25 @@ def test_every_case_with_every_contender(tmp_path: Path) -> None:
     rows = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(CASES)
     assert len({row.count("|") for row in rows}) == 1
+
+
+def rows(program: str, *arguments: str) -> list[list[str]]:
+    """The lines of figures that a benchmark prints."""
+    command = [sys.executable, str(BENCHMARKS / program), *arguments]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True).stdout
+    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line[1:]] for line in lines[2:]]
+
+
+@pytest.mark.skipif(not LINUX, reason="the clients wait with epoll")
+def test_a_burst_against_every_server() -> None:
+    found = rows("burst.py", "--rounds", "1", "--count", "20")
+    assert [len(figures) for figures in found] == [4] * 6
+
+
+@pytest.mark.skipif(find_spec("uvicorn") is None, reason="uvicorn is not installed")
+@pytest.mark.skipif(not LINUX, reason="a descriptor is handed over")
+def test_every_way_to_hand_a_socket_to_uvicorn() -> None:
+    found = rows("adopted.py", "--rounds", "1", "--requests", "2")
+    assert len(found) == 3
+    assert all(float(stdlib) > 0 and float(ours) > 0 for stdlib, ours, _ in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import socket
@@ -61,11 +62,35 @@ def test_a_second_listen_never_shortens_the_queue() -> None:
 
 
 @linux_only
+def test_the_state_is_known_where_getsockopt_does_not_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    (sock,) = harken.listen("127.0.0.1:0").sockets()
+
+    def as_on_macos(self: socket.socket, level: int, name: int, *size: int) -> int | bytes:
+        if (level, name) == (socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        return socket.socket.getsockopt(self, level, name, *size)
+
+    with sock:
+        monkeypatch.setattr(type(sock), "getsockopt", as_on_macos, raising=False)
+        sock.listen(100)
+        assert queue(sock) == longest()
+
+
+@linux_only
 def test_a_second_listen_may_lengthen_it() -> None:
     (sock,) = harken.listen("127.0.0.1:0", backlog=5).sockets()
     with sock:
         sock.listen(50)
         assert queue(sock) == 50
+
+
+@linux_only
+def test_who_keeps_the_listener_can_lengthen_the_queue_again() -> None:
+    with harken.listen("127.0.0.1:0") as (listener,), socket.socket(fileno=os.dup(listener.fileno())) as servers:
+        servers.listen(100)
+        assert listener.backlog == 100
+        listener.listen(65535)
+        assert queue(servers) == longest()
 
 
 def test_what_is_only_bound_listens() -> None:
@@ -75,6 +100,30 @@ def test_what_is_only_bound_listens() -> None:
         with socket.create_connection(sock.getsockname(), timeout=30) as client:
             sock.accept()[0].close()
             assert client.recv(1) == b""
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("backlog", "asked", "queued"), [(None, 100, None), (64, 100, 100), (64, 10, 64), (64, None, 64)]
+)
+def test_what_is_only_bound_asks_for_what_bind_was_given_or_the_most(
+    backlog: int | None, asked: int | None, queued: int | None
+) -> None:
+    (sock,) = harken.bind("127.0.0.1:0", backlog=backlog).sockets()
+    with sock:
+        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)  # held
+        sock.listen(*([] if asked is None else [asked]))
+        assert queue(sock) == (longest() if queued is None else queued)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+
+@linux_only
+def test_its_connections_have_what_they_do_not_inherit() -> None:
+    (sock,) = harken.listen("127.0.0.1:0", priority=3).sockets()
+    with sock, sock.dup() as twin:
+        for one in (sock, twin):
+            with socket.create_connection(sock.getsockname(), timeout=30), one.accept()[0] as connection:
+                assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 3
 
 
 def test_asyncio_serves_on_it_and_leaves_the_queue_alone() -> None:
@@ -107,11 +156,12 @@ def serve_one(sock: socket.socket, told: Connection) -> None:
         told.send((type(sock).__name__, sock.proto, harken.stats(sock).backlog))
         connection, _ = sock.accept()
         with connection:
+            told.send(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) if LINUX else 3)
             connection.sendall(b"from the worker")
 
 
 def test_a_spawned_worker_can_have_it() -> None:
-    (sock,) = harken.listen("127.0.0.1:0").sockets()
+    (sock,) = harken.listen("127.0.0.1:0", **({"priority": 3} if LINUX else {})).sockets()
     context = multiprocessing.get_context("spawn")
     told, tell = context.Pipe(duplex=False)
     worker = context.Process(target=serve_one, args=(sock, tell))
@@ -121,6 +171,7 @@ def test_a_spawned_worker_can_have_it() -> None:
         assert told.recv() == ("ListeningSocket", socket.IPPROTO_TCP, longest())
         with socket.create_connection(sock.getsockname(), timeout=30) as client:
             assert client.recv(100) == b"from the worker"
+            assert told.recv() == 3
         worker.join(60)
         assert worker.exitcode == 0
         worker.close()

@@ -956,9 +956,20 @@ def set_at_accept(Socket sock not None, bytes settings):
     sock.at_accept = settings
 
 
-def at_accept(Socket sock not None):
-    """What `set_at_accept` set, or None."""
-    return sock.at_accept
+def carried(Socket sock not None):
+    """What another owner of the handle has to go on with: the backlog for its listen(), -1 for the most, and what
+    `set_at_accept` set, or None."""
+    return sock.wished, sock.at_accept
+
+
+def listen_on(handle, int family, int backlog):
+    """listen(2) for a handle that `harken.bind` may hold; -1 asks for the most."""
+    cdef net_socket_t s = handle
+    cdef int error = c.net_hold(s, family, False)
+    if error == 0 and c.listen(s, c.net_backlog(backlog)) != 0:
+        error = c.net_last_error()
+    if error:
+        c.net_raise(error)
 
 
 def describe(handle):

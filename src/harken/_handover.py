@@ -4,29 +4,59 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
-from ._socket import Socket, queue_of
+from ._socket import Socket, carried, describe, listen_on, queue_of
 
 
 class ListeningSocket(socket.socket):
     """A ``socket.socket`` that listens already, and whose queue a second ``listen()`` cannot shorten.
 
     asyncio, and servers built on it, call ``listen(100)`` on a socket that they are given: a queue of 4096 becomes one
-    of 100, and a burst of clients waits for a second. Here ``listen()`` only ever lengthens the queue. multiprocessing
-    can send it to a worker, as it sends every socket. (A server that listens in C, as uvloop does, does not come by
-    here: give it its own ``backlog``.)
+    of 100, and a burst of clients waits for a second. Here ``listen()`` only ever lengthens the queue; on a socket of
+    `harken.bind` it asks for what bind() was given, or the most. multiprocessing can send it to a worker, as it sends
+    every socket. (A server that listens in C, as uvloop does, does not come by here: give it its own ``backlog``.)
     """
 
-    __slots__ = ()
+    __slots__ = ("_at_accept", "_wished")
+
+    _wished: int
+    """For the first ``listen()``; -1 asks for the most."""
+    _at_accept: bytes | None
+    """What connections do not have from their listener on this system: see `Socket`."""
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        super().__init__(family, type, proto, fileno)
+        self._wished, self._at_accept = -1, None
 
     def listen(self, backlog: int | None = None, /) -> None:
         """listen(2), unless this socket listens already and its queue is as long."""
-        if self.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if describe(self.fileno())[2] == "listening":  # macOS does not tell it by getsockopt()
             granted = queue_of(self.fileno())[1]
             # Where the system does not tell, the queue is what harken asked for.
             if backlog is None or granted is None or backlog <= granted:
                 return
-        super().listen(*(() if backlog is None else (backlog,)))
+            super().listen(backlog)
+        else:
+            most = self._wished < 0
+            listen_on(self.fileno(), self.family, -1 if most else max(self._wished, backlog or 0))
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """accept(2)."""
+        connection, address = super().accept()
+        for level, option, value in _settings(self._at_accept):
+            with suppress(OSError):  # dead already, which is found out when it is read
+                connection.setsockopt(level, option, value)
+        return connection, address
+
+    def dup(self) -> ListeningSocket:
+        """A second one for the same socket: dup(2)."""
+        twin = super().dup()
+        twin._wished, twin._at_accept = self._wished, self._at_accept
+        return twin
 
     def __reduce__(self) -> tuple[object, ...]:
         # multiprocessing sends handles like this; a registration with its pickler would cost its import.
@@ -36,7 +66,7 @@ class ListeningSocket(socket.socket):
             sent: object = reduction.DupFd(self.fileno())
         else:  # Windows
             sent = resource_sharer.DupSocket(self)  # type: ignore[attr-defined,unused-ignore]
-        return _received, (sent, self.family, self.type, self.proto)
+        return _received, (sent, self.family, self.type, self.proto, self._wished, self._at_accept)
 
 
 ListeningSocket.__module__ = "harken"
@@ -44,28 +74,41 @@ ListeningSocket.__module__ = "harken"
 
 def hand_over(listener: Socket) -> ListeningSocket:
     """Moves the handle; the listener is closed."""
-    timeout = listener.gettimeout()
-    made = _adopt(listener.detach(), listener.family, listener.type, listener.proto)
+    timeout, carries = listener.gettimeout(), carried(listener)
+    made = _adopt(listener.detach(), listener.family, listener.type, listener.proto, *carries)
     made.settimeout(timeout)
     return made
 
 
-def _adopt(handle: int, family: int, kind: int, proto: int) -> ListeningSocket:
+def _adopt(handle: int, family: int, kind: int, proto: int, wished: int, at_accept: bytes | None) -> ListeningSocket:
     try:
         made = ListeningSocket(family, kind, proto, fileno=handle)
     except BaseException:
         socket.close(handle)
         raise
-    if made.proto == proto or not hasattr(made, "share"):
-        return made
-    # On Windows CPython forgets the protocol of a handle, but not that of a shared socket; asyncio wants to read 6.
-    with made:
-        shared = ListeningSocket(fileno=made.share(os.getpid()))  # type: ignore[arg-type,unused-ignore]
-    shared.set_inheritable(False)
-    return shared
+    if made.proto != proto and hasattr(made, "share"):
+        # On Windows CPython forgets the protocol of a handle, but not that of a shared socket; asyncio wants to read 6.
+        with made:
+            made = ListeningSocket(fileno=made.share(os.getpid()))  # type: ignore[arg-type,unused-ignore]
+        made.set_inheritable(False)
+    made._wished, made._at_accept = wished, at_accept
+    return made
 
 
-def _received(sent: object, family: int, kind: int, proto: int) -> ListeningSocket:
+def _settings(data: bytes | None) -> Iterator[tuple[int, int, bytes]]:
+    """As `harken._plan` packs them: level, option, size, value, and on to the next multiple of four."""
+    at = 0
+    while data and at < len(data):
+        level, option, size = struct.unpack_from("=iii", data, at)
+        yield level, option, data[at + 12 : at + 12 + size]
+        at += 12 + (size + 3 & ~3)
+
+
+def _received(
+    sent: object, family: int, kind: int, proto: int, wished: int, at_accept: bytes | None
+) -> ListeningSocket:
     """In the worker: what __reduce__ sent."""
     handle = sent.detach()  # type: ignore[attr-defined]
-    return _adopt(handle.detach() if isinstance(handle, socket.socket) else handle, family, kind, proto)
+    if isinstance(handle, socket.socket):
+        handle = handle.detach()
+    return _adopt(handle, family, kind, proto, wished, at_accept)
