@@ -15,7 +15,8 @@ The map of the house, in the order of the flow:
     _errors      what went wrong, in which step, on which address: `ListenError`, `AddressInUseError`
     _hints       what to do about it
     _holders     who has an address: `holders`, `Holder`
-    __main__     the command line; `_serve`, `_who`: its commands
+    _foresee     what a call would come to, without making it
+    __main__     the command line; `_serve`, `_who`, `_check`: its commands
 
 and underneath `_lifecycle` (WSAStartup and WSACleanup), `_address` (tuples and sockaddr), `_constants`.
 """

@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="harken",
         description="From a name to accepted connections.",
         epilog="Exit codes: 0 done, 1 a listener could not be opened or nobody has the address, 2 the command line"
-        " could not be read, 3 who has the address cannot be told.",
+        " could not be read, 3 who has the address cannot be told. Each command's --help has its own.",
     )
     parser.add_argument("--version", action="version", version=f"harken {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -54,6 +54,22 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("binds", nargs="+", metavar="BIND")
     who.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     who.set_defaults(run=_who)
+
+    check = commands.add_parser(
+        "check",
+        help="what would become of binds, and why",
+        description="Says what harken.listen(BIND...) would open, what would stand in its way and what to do about it,"
+        " without doing it: nothing is bound, and nobody is connected to but a unix path that nobody is seen to have."
+        " Names are looked up.",
+        epilog="A BIND is anything that harken reads: 8080, :8000-8010, localhost:http, unix:/run/app.sock, fd://3,"
+        " systemd:web, also with options: :8080?backlog=8192. Between tabs: verdict, address, bind, backlog, cause,"
+        " held by, error, hint, note. Exit codes: 0 all could be opened, 1 at least one could not, 2 a BIND could not"
+        " be read (then nothing is said of the others, as nothing would be opened), 3 of at least one it cannot be"
+        " told (of the rest, all could).",
+    )
+    check.add_argument("binds", nargs="+", metavar="BIND")
+    check.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    check.set_defaults(run=_check)
     return parser
 
 
@@ -78,6 +94,12 @@ def _who(options: argparse.Namespace) -> int:
     from . import _who
 
     return _who.run(options.binds, options.json, sys.stdout)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from . import _check
+
+    return _check.run(options.binds, options.json, sys.stdout)
 
 
 def _seconds(text: str) -> float:

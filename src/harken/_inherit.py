@@ -102,8 +102,7 @@ def inherited(bind: Bind, open_already: list[int]) -> list[Listener]:
     """What an ``fd://`` or a ``systemd:`` bind stands for. The same call to `harken.listen` has the others already."""
     if bind.fd is None:
         return _take((str(bind.name),))
-    if bind.fd in open_already:
-        _fail("adopt", f"fd://{bind.fd}", "this descriptor is asked for twice, or was not open")
+    _must_be_new(bind.fd, open_already)
     found = [adopt(bind.fd)]
     _taken.add(bind.fd)
     return found
@@ -115,9 +114,39 @@ def give_back(listeners: Iterable[Listener]) -> None:
         _taken.discard(let_go(listener))
 
 
+def meant(bind: Bind, taken: Iterable[int]) -> list[int]:
+    """The descriptors that a bind stands for, each of which could be adopted; ``taken`` are others'. Nothing changes
+    hands, and the environment stays as it is. Raises what `inherited` would raise."""
+    if bind.fd is None:
+        chosen = [fd for _, fd in _chosen((str(bind.name),), _announced() or _passed, {*_taken, *taken})]
+    else:
+        _must_be_new(bind.fd, taken)
+        chosen = [bind.fd]
+    for fd in chosen:
+        _must_fit(fd)
+    return chosen
+
+
+def _must_be_new(fd: int, taken: Iterable[int]) -> None:
+    if fd in taken:
+        _fail("adopt", f"fd://{fd}", "this descriptor is asked for twice, or was not open")
+
+
 def _take(names: tuple[str, ...]) -> list[Listener]:
     _receive()
-    left = [(name, fd) for name, fd in _passed if fd not in _taken]
+    found: list[Listener] = []
+    try:
+        for _, fd in _chosen(names, _passed, _taken):
+            found.append(adopt(fd))
+            _taken.add(fd)
+    except BaseException:
+        give_back(found)
+        raise
+    return found
+
+
+def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[int]) -> list[tuple[str, int]]:
+    left = [(name, fd) for name, fd in passed if fd not in taken]
     if not left:
         _fail("from_systemd", "", "all sockets that systemd passed are taken already")
     chosen = [] if names else left
@@ -129,25 +158,29 @@ def _take(names: tuple[str, ...]) -> list[Listener]:
             there = ", ".join(repr(name) for name in dict.fromkeys(name for name, _ in left))
             _fail("from_systemd", f"systemd:{name}", f"no socket has this name; there is {there}")
         chosen += of_name
-    found: list[Listener] = []
-    try:
-        for _, fd in chosen:
-            found.append(adopt(fd))
-            _taken.add(fd)
-    except BaseException:
-        give_back(found)
-        raise
-    return found
+    return chosen
 
 
 def _receive() -> None:
-    """Reads the environment, once; after an error it is left as it is, and the next call says the same."""
+    """Takes what the environment announces, once; after an error that stays, and the next call says the same."""
+    announced = _announced()
+    if not announced:
+        return
+    for _, fd in announced:
+        os.set_inheritable(fd, False)
+    _passed[:] = announced
+    for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)
+
+
+def _announced() -> list[tuple[str, int]]:
+    """What the environment says, which stays as it is: names and descriptors; none when it was taken before."""
     environment = os.environ
     count = environment.get("LISTEN_FDS")
     if count is None:
         if not _passed:
             _fail("from_systemd", "", "systemd has passed no sockets: LISTEN_FDS is not in the environment")
-        return
+        return []
     pid, pidfd_id = environment.get("LISTEN_PID"), environment.get("LISTEN_PIDFDID")
     if pid is None:
         _fail("from_systemd", "", "LISTEN_FDS is in the environment, but not LISTEN_PID: it may be another process's")
@@ -173,12 +206,10 @@ def _receive() -> None:
         _fail("from_systemd", f"LISTEN_FDNAMES={listed}", f"{len(names)} names for {number} sockets")
     for fd in range(FIRST, FIRST + number):
         try:
-            os.set_inheritable(fd, False)
+            os.get_inheritable(fd)
         except OSError:
             _fail("from_systemd", f"LISTEN_FDS={count}", f"{number} sockets from 3 on, but {fd} is not open")
-    _passed[:] = [(names[n] if names else "unknown", FIRST + n) for n in range(number)]
-    for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        environment.pop(variable, None)
+    return [(names[n] if names else "unknown", FIRST + n) for n in range(number)]
 
 
 def _number(variable: str, value: str) -> int:

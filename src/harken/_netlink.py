@@ -12,18 +12,19 @@ ROUTE = 0
 SOCK_DIAG = 4
 
 _HEADER = struct.Struct("=IHHII")  # length, kind, flags, sequence, port
-_REQUEST_DUMP = 0x1 | 0x300
+DUMP = 0x1 | 0x300  # all that there is
+ONE = 0x1 | 0x4  # one thing, with an acknowledgement behind it
 _ERROR, _DONE = 2, 3
 
 
-def dump(protocol: int, kind: int, request: bytes) -> Iterator[bytes]:
+def dump(protocol: int, kind: int, request: bytes, flags: int = DUMP) -> Iterator[bytes]:
     """The body of each message that answers. Raises OSError where there is no netlink, or it may not be used."""
     family = getattr(socket, "AF_NETLINK", None)
     if family is None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
         sock.settimeout(5)  # the kernel answers at once, what stands in for one may not
-        sock.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
+        sock.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 1, 0) + request)
         while data := sock.recv(1 << 16):
             at = 0
             while at + _HEADER.size <= len(data):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -11,6 +10,7 @@ from typing import TextIO
 from ._errors import shown
 from ._hints import printable
 from ._holders import Holder, holders
+from ._table import print_table
 
 LIVING = ("listening", "bound", "established")  # other states outlast the process
 HEADINGS = ("PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND")
@@ -35,7 +35,7 @@ def run(binds: Sequence[str], as_json: bool, out: TextIO) -> int:
         for holder in found:
             print(json.dumps(_facts(holder)), file=out)
     else:
-        _print_table(list(map(_row, found)), out)
+        print_table(HEADINGS, list(map(_row, found)), out)
     if any(holder.pid is None and holder.user for holder in found):
         print("harken: not all processes may be looked into; the administrator sees more", file=sys.stderr)
     return 0 if any(holder.pid is not None or holder.user or holder.state in LIVING for holder in found) else 1
@@ -49,17 +49,3 @@ def _row(holder: Holder) -> tuple[str, ...]:
     pid = "-" if holder.pid is None else str(holder.pid)
     texts = (pid, holder.user or "-", holder.state, shown(holder.address), holder.name or "-", holder.command or "-")
     return tuple(map(printable, texts))
-
-
-def _print_table(rows: list[tuple[str, ...]], out: TextIO) -> None:
-    """Aligned and cut to the width of a terminal, with headings; elsewhere whole, with tabs, for other programs."""
-    if not out.isatty():
-        for row in rows:
-            print("\t".join(row), file=out)
-    elif rows:
-        rows = [HEADINGS, *rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-        across = shutil.get_terminal_size().columns
-        for row in rows:
-            line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-            print(line if len(line) <= across else line[: across - 1] + "…", file=out)

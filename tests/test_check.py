@@ -1,0 +1,1047 @@
+"""``python -m harken check``: what it foretells, and then what ``harken.listen`` does in the same circumstances."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import inspect
+import io
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import children
+import harken
+from children import HAS_PSUTIL, NOBODY, needs_psutil, needs_root, needs_table, run, running, server
+from harken import _foresee, _holders, _netlink, _options
+from harken.__main__ import main
+from machine import HAS_IPV6, WINDOWS, linux_only, needs_ipv6
+
+if TYPE_CHECKING:
+    from poison import Poison
+
+pytest_plugins = ["poison"]
+
+HAS_UNIX = hasattr(socket, "AF_UNIX")
+needs_unix = pytest.mark.skipif(not HAS_UNIX, reason="Python has no AF_UNIX here")
+
+
+def compare(*binds: str) -> dict[str, Any]:
+    """What is foretold of these binds, and then what happens."""
+    import contextlib
+    import io
+    import json
+
+    import harken
+    from harken.__main__ import main
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(["check", "--json", *binds])
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    told: dict[str, Any] = {"code": code, "rows": rows, "error": None}
+    try:
+        with harken.listen(*binds) as listeners:
+            told["opened"] = [list(listener.address) for listener in listeners]
+            told["backlogs"] = [listener.backlog for listener in listeners]
+            told["left_out"] = [address[0] for address, _ in listeners.left_out]
+    except harken.ListenError as error:
+        cause = getattr(error, "cause", None)
+        address = list(error.address) if isinstance(error.address, tuple) else error.address or binds[-1]
+        told["error"] = {"step": error.step, "address": address, "cause": cause, "hint": error.hint}
+    return told
+
+
+IN_A_CHILD = f"""
+    import textwrap, typing
+    from typing import Any
+    import argparse, ctypes, fcntl, harken.__main__, harken._check, harken._serve
+    exec(textwrap.dedent({inspect.getsource(compare)!r}))
+"""
+
+GOOD = ["free", "left out", "passed on", "left behind"]
+
+
+def agrees(told: dict[str, Any], *, fails_alike: bool = True) -> list[str]:
+    """Did happen what was foretold? Gives the verdicts."""
+    rows = told["rows"]
+    verdicts = [row["verdict"] for row in rows]
+    if told["error"] is None:
+        assert told["code"] == 0, rows
+        assert set(verdicts) <= set(GOOD)
+        assert [row["address"][0] for row in rows if row["verdict"] == "left out"] == told["left_out"]
+        free = [row for row in rows if row["verdict"] != "left out"]
+        assert len(free) == len(told["opened"])
+        for row, address, backlog in zip(free, told["opened"], told["backlogs"], strict=True):
+            if row["address"][1]:
+                assert row["address"] == address
+            assert row["backlog"] == backlog
+    else:
+        assert told["code"] == 1, rows
+        first = next(row for row in rows if row["verdict"] not in GOOD)
+        if fails_alike:
+            assert {name: first[name] for name in ("step", "address", "cause", "hint")} == told["error"]
+    return verdicts
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with harken.listen(f"[{host}]:0" if ":" in host else f"{host}:0") as listeners:
+        return listeners.port
+
+
+# ---------------------------------------------------------------------------- who has it
+
+
+@needs_table
+@pytest.mark.parametrize("bind", ["127.0.0.1:{}", "tcp4://:{}", "127.0.0.1:0"])
+def test_a_free_port_is_free(bind: str) -> None:
+    assert agrees(compare(bind.format(free_port()))) == ["free"]
+
+
+@needs_table
+@needs_ipv6
+@pytest.mark.parametrize("bind", [":{}", "*:0", "localhost:{}"])
+def test_a_wildcard_and_a_name_are_told_address_by_address(bind: str) -> None:
+    told = compare(bind.format(free_port()))
+    assert set(agrees(told)) == {"free"}
+    assert len(told["rows"]) >= (1 if "local" in bind else 2)
+
+
+CLASHES = [
+    ("127.0.0.1", None, "127.0.0.1:{}", "listener"),
+    ("0.0.0.0", None, "127.0.0.1:{}", "wildcard"),
+    ("127.0.0.1", None, "tcp4://:{}", "wildcard"),
+    ("127.0.0.1", None, ":{}", "wildcard"),
+    ("::1", None, ":{}", "wildcard"),
+    ("::1", None, "[::1]:{}", "listener"),
+    ("::", 0, "127.0.0.1:{}", "v6only"),
+    ("::", 0, "tcp4://:{}", "v6only"),
+    ("::", 0, "[::1]:{}", "wildcard"),
+    ("::", 0, ":{}", "v6only"),
+    ("::", 1, "127.0.0.1:{}", None),
+    ("::", 1, "tcp4://:{}", None),
+    ("::", 1, "tcp6://:{}", "listener"),
+    ("0.0.0.0", None, "tcp6://:{}", None),
+    ("0.0.0.0", None, "[::1]:{}", None),
+    ("127.0.0.1", None, "tcp4://127.0.0.2:{}", None),
+]
+
+
+@linux_only
+@pytest.mark.parametrize(("theirs", "v6only", "ours", "cause"), CLASHES)
+def test_who_listens_is_in_the_way_or_not(theirs: str, v6only: int | None, ours: str, cause: str | None) -> None:
+    if not HAS_IPV6 and ":" in theirs + ours.replace(":{}", ""):
+        pytest.skip("this machine has no ::1")
+    with running(server(theirs, v6only=v6only)) as child:
+        told = compare(ours.format(child["port"]))
+    verdicts = agrees(told)
+    assert ("taken" in verdicts) == (cause is not None)
+    if cause:
+        row = next(row for row in told["rows"] if row["verdict"] == "taken")
+        assert row["cause"] == cause
+        assert [holder["pid"] for holder in row["holders"]] == [child["pid"]]
+        assert f"pid {child['pid']}" in row["hint"]
+        assert row["backlog"] is None
+
+
+@needs_table
+def test_a_live_server_is_in_the_way_on_every_system() -> None:
+    with running(server()) as child:
+        assert agrees(compare(f"127.0.0.1:{child['port']}")) == ["taken"]
+
+
+@linux_only
+@needs_ipv6
+def test_only_one_of_two_families_is_taken() -> None:
+    with running(server("::", v6only=1)) as child:
+        told = compare(f":{child['port']}")
+    assert agrees(told) == ["free", "taken"]
+    assert [row["address"][0] for row in told["rows"]] == ["0.0.0.0", "::"]
+
+
+BOUND = """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, {reuse})
+    sock.bind(("127.0.0.1", 0))
+    tell(port=sock.getsockname()[1])
+    wait()
+"""
+HELD = """
+    import harken
+    held = harken.bind("127.0.0.1:0")
+    tell(port=held.port)
+    wait()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("program", "cause"), [(HELD, "bound"), (BOUND.format(reuse=0), "bound"), (BOUND.format(reuse=1), None)]
+)
+@pytest.mark.parametrize("ours", ["127.0.0.1:{}", ":{}"])
+def test_a_socket_that_does_not_listen_is_in_the_way_by_its_option(program: str, cause: str | None, ours: str) -> None:
+    if not _foresee._tells_bound():
+        pytest.skip("Linux before 6.8 does not tell of sockets that are bound and no more")
+    with running(program) as child:
+        told = compare(ours.format(child["port"]))
+    assert ("taken" in agrees(told)) == bool(cause)
+    assert told["rows"][0]["cause"] == (cause if "127" in ours or cause is None else "wildcard")
+    assert bool(cause) == ("SO_REUSEADDR" not in told["rows"][0]["note"])
+
+
+@linux_only
+def test_nothing_changes_for_who_is_asked() -> None:
+    """The descriptor that is borrowed is given back, and its owner's socket is as it was."""
+    with harken.bind("127.0.0.1:0") as held, harken.listen("127.0.0.1:0") as far:
+        before = set(os.listdir("/proc/self/fd"))
+        assert foretold(f"127.0.0.1:{held.port}")[1][0]["verdict"] == "taken"
+        assert set(os.listdir("/proc/self/fd")) == before
+        held.listen()
+        with socket.create_connection(("127.0.0.1", held.port), timeout=10):
+            held[0].accept()[0].close()
+        assert far[0].stats().queued == 0
+
+
+def foretold(*binds: str) -> tuple[int, list[dict[str, Any]]]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(["check", "--json", *binds])
+    return code, [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+@linux_only
+def test_a_connection_that_goes_out_from_the_port_is_in_the_way() -> None:
+    with harken.listen("127.0.0.1:0") as far, socket.create_connection(("127.0.0.1", far.port), timeout=10) as client:
+        told = compare(f"127.0.0.1:{client.getsockname()[1]}")
+        assert agrees(told) == ["taken"]
+        assert (told["rows"][0]["cause"], told["rows"][0]["holders"][0]["state"]) == ("bound", "established")
+
+
+@linux_only
+def test_connections_of_a_server_that_has_stopped_are_not_in_the_way() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        client = socket.create_connection(("127.0.0.1", listeners.port), timeout=10)
+        connection, _ = listeners[0].accept()
+    with client, connection:
+        told = compare(f"127.0.0.1:{connection.getsockname()[1]}")
+        assert agrees(told) == ["free"]
+        assert "SO_REUSEADDR" in told["rows"][0]["note"]
+
+
+@linux_only
+@pytest.mark.parametrize("reuse", [True, False])
+def test_of_connections_that_have_ended_it_cannot_be_told(reuse: bool) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+    port = server.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        connection, _ = server.accept()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        server.close()
+        connection.close()  # first, so that this side waits
+        assert client.recv(1) == b""
+    told = compare(f"127.0.0.1:{port}")
+    (row,) = told["rows"]
+    assert (told["code"], row["verdict"], row["cause"]) == (3, "cannot be told", "time-wait")
+    assert "SO_REUSEADDR" in row["note"]
+    assert (told["error"] is None) == reuse
+    if not reuse:
+        assert {name: row[name] for name in ("step", "address", "cause", "hint")} == told["error"]
+
+
+@linux_only
+@needs_root
+def test_what_may_not_be_looked_into_is_taken_all_the_same() -> None:
+    with running(server(first=f"become({NOBODY})")) as child:
+        told = run(IN_A_CHILD + f"    become({NOBODY - 1}); tell(**compare('127.0.0.1:{child['port']}'))\n")
+    assert agrees(told) == ["taken"]
+    assert told["rows"][0]["cause"] == "hidden"
+
+
+@linux_only
+@needs_root
+def test_of_a_held_bind_of_another_user_it_cannot_be_told() -> None:
+    if not _foresee._tells_bound():
+        pytest.skip("Linux before 6.8 does not tell of sockets that are bound and no more")
+    with running(server(first=f"become({NOBODY})", listens=False)) as child:
+        told = run(IN_A_CHILD + f"    become({NOBODY - 1}); tell(**compare('127.0.0.1:{child['port']}'))\n")
+    (row,) = told["rows"]
+    assert (told["code"], row["verdict"], row["cause"]) == (3, "cannot be told", "hidden")
+    assert row["hint"] == told["error"]["hint"]
+
+
+@linux_only
+@needs_ipv6
+@pytest.mark.parametrize(("family", "verdict"), [("4", "taken"), ("6", "cannot be told")])
+def test_without_sock_diag_less_is_sure(monkeypatch: pytest.MonkeyPatch, family: str, verdict: str) -> None:
+    """/proc/net tells who listens, but not which IPv6 sockets take IPv4."""
+    monkeypatch.setattr(_holders, "by_sock_diag", unavailable)
+    host, v6only = ("0.0.0.0", None) if family == "4" else ("::", 1)
+    with running(server(host, v6only=v6only)) as child:
+        _, (row,) = foretold(f"127.0.0.1:{child['port']}")
+    assert row["verdict"] == verdict
+    assert foretold(f"127.0.0.1:{free_port()}")[1][0]["note"] != ""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "verdict"),
+    [
+        ("127.0.0.1", "127.0.0.1:{}", "taken"),
+        ("127.0.0.1", "tcp4://:{}", "cannot be told"),
+        ("0.0.0.0", "127.0.0.1:{}", "cannot be told"),
+        ("127.0.0.1", "127.0.0.2:{}", "free"),
+    ],
+)
+@needs_psutil
+def test_by_other_systems_rules_less_is_sure(
+    monkeypatch: pytest.MonkeyPatch, theirs: str, ours: str, verdict: str
+) -> None:
+    """With psutil's table, as on macOS, where a wildcard and an address may stand side by side."""
+    monkeypatch.setattr(_holders, "by_sock_diag", unavailable)
+    monkeypatch.setattr(_holders, "by_proc", unavailable)
+    monkeypatch.delattr(socket, "SO_EXCLUSIVEADDRUSE", raising=False)
+    with running(server(theirs)) as child:
+        code, (row,) = foretold(ours.format(child["port"]))
+        assert (row["verdict"], code) == (verdict, {"taken": 1, "free": 0}.get(verdict, 3))
+        if verdict == "cannot be told":
+            assert row["holders"][0]["pid"] == child["pid"]
+            assert "differs between systems" in row["note"]
+        monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)  # as on Windows
+        if ours == "tcp4://:{}":
+            assert foretold(ours.format(child["port"]))[1][0]["verdict"] == "taken"
+
+
+@linux_only
+def test_a_group_may_be_joined() -> None:
+    """With reuse_port, by what the one that listens there has; the system lets only its own user join."""
+    for shared in (True, False):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+            bind = f"127.0.0.1:{sock.getsockname()[1]}"
+            assert foretold(bind)[0] == 1
+            assert foretold(f"{bind}?reuse_port=1")[0] == 1  # another process's group
+            code, (row,) = foretold(f"{bind}?reuse_port=join")
+            assert (code, row["verdict"]) == ((0, "free") if shared else (1, "taken"))
+            if shared:
+                harken.listen(f"{bind}?reuse_port=join").close()
+            else:
+                with pytest.raises(harken.AddressInUseError):
+                    harken.listen(f"{bind}?reuse_port=join")
+
+
+def test_an_option_that_this_system_lacks_is_told_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_options.OPTIONS, "ttl")
+    lacking, fine = _foresee.foresee(["127.0.0.1:0?ttl=3", "127.0.0.1:0"])
+    assert (lacking.verdict, fine.verdict) == ("not supported", "free")
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen("127.0.0.1:0?ttl=3")
+    assert str(lacking.error) == str(caught.value)
+
+
+# ---------------------------------------------------------------------------- ranges
+
+
+@contextlib.contextmanager
+def listening_in_a_row(count: int) -> Iterator[int]:
+    for _ in range(50):
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(harken.listen("127.0.0.1:0")).port
+            try:
+                for port in range(first + 1, first + count):
+                    stack.enter_context(harken.listen(f"127.0.0.1:{port}"))
+            except (OSError, ValueError):
+                continue
+            if first < 65000:
+                yield first
+                return
+    pytest.skip("no ports in a row are free")
+
+
+@needs_table
+@pytest.mark.parametrize("host", ["127.0.0.1", "", "localhost"])
+def test_the_free_port_of_a_range_is_told(host: str) -> None:
+    if WINDOWS and host != "127.0.0.1":
+        pytest.skip("on Windows a wildcard and an address may stand side by side")
+    with listening_in_a_row(2) as first:
+        told = compare(f"{host}:{first}-{first + 60}")
+    assert set(agrees(told)) == {"free"}
+    assert first + 2 <= told["rows"][0]["address"][1] <= first + 60
+
+
+@needs_table
+def test_a_range_in_use_is_told() -> None:
+    with listening_in_a_row(2) as first:
+        told = compare(f"127.0.0.1:{first}-{first + 1}")
+    assert agrees(told) == ["taken"]
+    assert told["rows"][0]["hint"].startswith(f"no port of 127.0.0.1:{first}-{first + 1} is free")
+
+
+@linux_only
+def test_a_range_goes_on_behind_what_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_foresee, "_borrowed", lambda *_: None)
+    with harken.bind("127.0.0.1:0") as held:
+        code, (row,) = foretold(f"127.0.0.1:{held.port}-{held.port + 60}")
+        assert (code, row["verdict"]) == (0, "free")
+        assert row["address"][1] > held.port
+        assert f"or port {held.port}" in row["note"]
+        code, (row,) = foretold(f"127.0.0.1:{held.port}-{held.port}")
+        assert (code, row["verdict"]) == (3, "cannot be told")
+
+
+# ---------------------------------------------------------------------------- several binds
+
+
+@linux_only
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("binds", "verdicts"),
+    [
+        (["127.0.0.1:{0}", "127.0.0.1:{0}"], ["free", "given twice"]),
+        (["tcp4://:{0}", "127.0.0.1:{0}"], ["free", "given twice"]),
+        (["127.0.0.1:{0}", "tcp4://:{0}"], ["free", "given twice"]),
+        (["127.0.0.1:{0}", ":{0}"], ["free", "given twice", "free"]),
+        (["tcp4://:{0}", "tcp6://:{0}"], ["free", "free"]),
+        (["127.0.0.1:{0}", "[::1]:{0}"], ["free", "free"]),
+        (["127.0.0.1:{0}", "127.0.0.2:{0}"], ["free", "free"]),
+        (["127.0.0.1:0", "127.0.0.1:0"], ["free", "free"]),
+        (["127.0.0.1:{0}-{1}", "127.0.0.1:{0}-{1}"], ["free", "free"]),
+        (["127.0.0.1:{0}", "127.0.0.1:{0}-{1}"], ["free", "free"]),
+        (["127.0.0.1:{0}-{1}", "127.0.0.1:{0}"], ["free", "given twice"]),
+    ],
+)
+def test_binds_that_want_the_same_are_told(binds: list[str], verdicts: list[str]) -> None:
+    port = free_port()
+    told = compare(*(bind.format(port, port + 60) for bind in binds))
+    assert agrees(told, fails_alike=False) == verdicts
+    for row in told["rows"]:
+        if row["verdict"] == "given twice":
+            assert (row["step"], row["cause"], row["holders"]) == (told["error"]["step"], "twice", [])
+            assert row["address"] == told["error"]["address"]
+            assert repr(binds[0].format(port, port + 60)) in row["hint"]
+
+
+@linux_only
+@needs_ipv6
+def test_a_socket_for_both_families_clashes_with_either() -> None:
+    port = free_port()
+    assert [row["verdict"] for row in foretold(f"tcp6://:{port}?ipv6_only=0", f"tcp4://:{port}")[1]] == [
+        "free",
+        "given twice",
+    ]
+    assert [(row["address"], row["verdict"]) for row in foretold(f":{port}?ipv6_only=0")[1]] == [
+        (["::", port, 0, 0], "free")
+    ]
+    with running(server("127.0.0.1")) as child:
+        _, rows = foretold(f"tcp6://:{child['port']}?ipv6_only=0", f"tcp6://:{child['port']}")
+    assert [(row["verdict"], row["cause"]) for row in rows] == [("taken", "v6only"), ("free", None)]
+
+
+# ---------------------------------------------------------------------------- what this machine has and allows
+
+
+@pytest.mark.parametrize(
+    ("bind", "verdict"),
+    [
+        ("no-such-name.invalid:80", "unknown name"),
+        ("127.0.0.1:no-such-service", "unknown name"),
+        ("tcp4://[::1]:0", "unknown name"),
+        ("[fe80::1%no-such-interface]:0", "unknown name"),
+        ("fd://1000000", "impossible"),
+        ("systemd:web", "impossible"),
+    ],
+)
+def test_what_is_not_there_is_told_everywhere(bind: str, verdict: str) -> None:
+    told = compare(bind)
+    assert agrees(told) == [verdict]
+    assert told["rows"][0]["error"]
+
+
+@linux_only
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("bind", "verdict"),
+    [
+        ("192.0.2.77:0", "not here"),
+        ("240.0.0.1:0", "not here"),
+        ("0.1.2.3:0", "not here"),
+        ("[2001:db8::77]:0", "not here"),
+        ("[fe80::77]:0", "impossible"),
+        ("[fe80::77%lo]:0", "not here"),
+        ("[fe80::77%9999]:0", "impossible"),
+        ("[ff02::1]:0", "impossible"),
+        ("[::ffff:127.0.0.1]:0", "impossible"),
+        ("127.3.4.5:0", "free"),
+        ("224.0.0.1:0", "free"),
+        ("255.255.255.255:0", "free"),
+    ],
+)
+def test_which_addresses_are_this_machines(bind: str, verdict: str) -> None:
+    assert agrees(compare(bind)) == [verdict]
+
+
+VETH = "ip link add name va type veth peer name vb; ip link set va up; ip link set vb up"
+
+
+@pytest.mark.parametrize("has_psutil", [True, False])
+def test_without_netlink_the_machines_addresses_are_psutils_to_tell(
+    monkeypatch: pytest.MonkeyPatch, has_psutil: bool
+) -> None:
+    if has_psutil and not HAS_PSUTIL:
+        pytest.skip("psutil is not installed")
+    if not has_psutil:
+        monkeypatch.setitem(sys.modules, "psutil", None)  # type: ignore[arg-type]
+
+    def forbidden(*_: object) -> Any:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(_netlink, "dump", forbidden)
+    assert foretold("127.0.0.1:0")[0] == 0
+    code, (row,) = foretold("192.0.2.77:0")
+    assert (code, row["verdict"]) == ((1, "not here") if has_psutil else (3, "cannot be told"))
+
+
+NETWORKS = [
+    ("", "198.51.100.7:0", ["not here"]),
+    ("ip address add 198.51.100.7/32 dev lo", "198.51.100.7:0", ["free"]),
+    ("ip route add local 198.51.100.0/24 dev lo", "198.51.100.7:80", ["free"]),
+    ("sysctl -qw net.ipv4.ip_nonlocal_bind=1", "198.51.100.7:80", ["free"]),
+    ("sysctl -qw net.ipv6.ip_nonlocal_bind=1", "[2001:db8::7]:80", ["free"]),
+    ("ip address add 2001:db8::7/128 dev lo", "[2001:db8::7]:80", ["free"]),
+    ("ip link set lo down", "127.0.0.1:0", ["free"]),
+    ("ip address flush dev lo", "127.0.0.1:0", ["not here"]),
+    ("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", "[::1]:80", ["not here"]),
+    ("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", ":80", ["free", "free"]),
+    ("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", "localhost:80", ["free"]),
+    ("sysctl -qw net.core.somaxconn=99", "127.0.0.1:0", ["free"]),
+    (VETH, "[fe80::1%va]:0", ["not here"]),
+    (f"{VETH}; ip address add fe80::1/64 dev va nodad", "[fe80::1%va]:0", ["free"]),
+    (f"{VETH}; ip address add fe80::1/64 dev va nodad", "[fe80::1%vb]:0", ["not here"]),
+]
+
+
+@linux_only
+@needs_ipv6
+@pytest.mark.parametrize(("change", "bind", "verdicts"), NETWORKS)
+def test_the_network_decides(change: str, bind: str, verdicts: list[str]) -> None:
+    program = IN_A_CHILD + f"    subprocess.run({change!r}, shell=True, check=True)\n    tell(**compare({bind!r}))\n"
+    told = run(program, namespace=True)
+    assert agrees(told) == verdicts
+
+
+@linux_only
+@needs_ipv6
+def test_a_name_leaves_out_the_family_that_is_missing(poison: Poison) -> None:
+    told = poisoned(poison, "both:0", "socket", 2, hosts="both=0.0.0.0,::")
+    assert agrees(told) == ["free", "left out"]
+    assert told["rows"][1]["hint"].startswith("this system has no IPv6 at all")
+    assert told["rows"][1]["backlog"] is None
+
+
+@linux_only
+@pytest.mark.parametrize(("nth", "verdicts"), [(1, ["left out", "free"]), (2, ["free", "left out"])])
+def test_a_family_that_is_missing_is_left_out(poison: Poison, nth: int, verdicts: list[str]) -> None:
+    assert agrees(poisoned(poison, ":0", "socket", nth)) == verdicts
+
+
+@linux_only
+def test_when_no_family_is_there_it_is_told(poison: Poison) -> None:
+    told = poisoned(poison, ":0", "socket", "1+")
+    assert agrees(told) == ["left out", "not supported"]
+
+
+def poisoned(poison: Poison, bind: str, call: str, nth: int | str, hosts: str = "") -> dict[str, Any]:
+    """`compare`, with the nth call failing in what is foretold, and again in what happens."""
+    if isinstance(nth, int):
+        poison_each = f"{call}:{{0}}:{errno.EAFNOSUPPORT}"
+    else:
+        poison_each, nth = f"{call}:{{0}}+:{errno.EAFNOSUPPORT}", int(nth.rstrip("+"))
+    program = f"""
+from typing import Any
+import harken.__main__, harken._check
+{inspect.getsource(compare)}
+def prepare():
+    os.environ["POISON"] = {poison_each!r}.format(count({call!r}) + {nth})
+prepare()
+open_them = harken.listen
+def listen(*binds):
+    prepare()
+    return open_them(*binds)
+harken.listen = listen
+tell(**compare({bind!r}))
+"""
+    return poison.run(program, hosts=hosts).said
+
+
+@linux_only
+@needs_root
+@pytest.mark.parametrize(
+    ("before", "bind", "verdicts"),
+    [
+        ("become(65534)", "127.0.0.1:599", ["forbidden"]),
+        ("become(65534)", ":599", ["forbidden", "forbidden"]),
+        ("become(65534)", "127.0.0.1:600", ["free"]),
+        ("become(65534)", "127.0.0.1:598-601", ["forbidden"]),
+        ("become(65534)", "192.0.2.77:599", ["not here"]),
+        ("become(65534)", "[2001:db8::77]:599", ["forbidden"]),
+        ("", "127.0.0.1:599", ["free"]),
+    ],
+)
+def test_a_port_may_be_forbidden(before: str, bind: str, verdicts: list[str]) -> None:
+    if not HAS_IPV6 and len(verdicts) + bind.count("[") > 1:
+        pytest.skip("this machine has no ::1")
+    program = (
+        IN_A_CHILD
+        + f"""
+    open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w").write("600")
+    {before}
+    tell(**compare({bind!r}))
+"""
+    )
+    assert agrees(run(program, namespace=True)) == verdicts
+
+
+@linux_only
+@needs_root
+def test_root_of_a_container_may_not_have_the_ports_of_its_host() -> None:
+    """It has every capability, in a user namespace that the network does not belong to."""
+    start = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if int(start.read_text()) < 3:
+        pytest.skip("every port is for everybody here")
+    source = children.PREAMBLE + textwrap.dedent(IN_A_CHILD + "    tell(**compare('127.0.0.1:2'))\n")
+    command = ["unshare", "-Ur", sys.executable, "-c", source]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"user namespaces cannot be made here: {error}")
+    assert agrees(json.loads(done.stdout)) == ["forbidden"]
+
+
+@linux_only
+@pytest.mark.parametrize(("asked", "granted"), [(7, 7), (10**9, None)])
+def test_which_backlog_would_be_granted_is_told(asked: int, granted: int | None) -> None:
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    _, (row,) = foretold(f"127.0.0.1:0?backlog={asked}")
+    assert row["backlog"] == (granted or most)
+    assert (f"net.core.somaxconn grants {most}" in row["note"]) == (granted is None)
+
+
+# ---------------------------------------------------------------------------- inherited
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("sock = socket.create_server(('127.0.0.1', 0), backlog=5)", "passed on"),
+        ("sock = socket.socket(); sock.bind(('127.0.0.1', 0))", "passed on"),
+        ("sock = socket.socket()", "impossible"),
+        ("sock = socket.socket(type=socket.SOCK_DGRAM); sock.bind(('127.0.0.1', 0))", "impossible"),
+        ("sock, far = socket.socketpair()", "impossible"),
+        ("sock = open(os.devnull)", "impossible"),
+    ],
+)
+@pytest.mark.parametrize("by_systemd", [False, True])
+def test_what_was_inherited_is_judged_and_left_alone(program: str, verdict: str, by_systemd: bool) -> None:
+    told = run(
+        IN_A_CHILD
+        + f"""
+    {program}
+    os.dup2(sock.fileno(), 3, inheritable=True) if sock.fileno() != 3 else os.set_inheritable(3, True)
+    settings = {{"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}}
+    os.environ.update(settings)
+    bind = "systemd:web" if {by_systemd} else "fd://3"
+    real = harken.listen
+    def listen(*binds):
+        tell(inheritable=os.get_inheritable(3), unchanged=all(os.environ.get(k) == v for k, v in settings.items()))
+        return real(*binds)
+    harken.listen = listen
+    tell(**compare(bind))
+    os._exit(0)  # the descriptor had two owners
+"""
+    )
+    assert agrees(told) == [verdict]
+    assert told["inheritable"]
+    assert told["unchanged"]
+
+
+@linux_only
+def test_a_descriptor_that_came_too_late_is_told() -> None:
+    """Both were bound with SO_REUSEADDR, and the other one listens."""
+    told = run(
+        IN_A_CHILD
+        + """
+    def bound(port):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        return sock
+    late = bound(0)
+    port = late.getsockname()[1]
+    first = bound(port)
+    first.listen()
+    tell(**compare(f"fd://{late.fileno()}"))
+    os._exit(0)
+"""
+    )
+    assert agrees(told) == ["taken"]
+    told = run(
+        IN_A_CHILD
+        + """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    tell(**compare(f"fd://{sock.fileno()}", "127.0.0.1:%s" % sock.getsockname()[1]))
+    os._exit(0)
+"""
+    )
+    assert agrees(told, fails_alike=False) == ["passed on", "given twice"]
+
+
+@linux_only
+def test_a_descriptor_is_passed_on_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        fd = sock.fileno()
+        code, rows = foretold(f"fd://{fd}", f"fd://{fd}")
+        assert (code, [row["verdict"] for row in rows]) == (1, ["passed on", "given twice"])
+        assert rows[0]["address"] == list(sock.getsockname())
+    told = run(
+        IN_A_CHILD
+        + """
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
+    sock = socket.create_server(("127.0.0.1", 0))
+    assert sock.fileno() == 3
+    tell(**compare("systemd:web", "systemd:web"))
+    os._exit(0)
+"""
+    )
+    assert agrees(told, fails_alike=True) == ["passed on", "impossible"]
+    told = run(
+        IN_A_CHILD
+        + """
+    os.environ.update(LISTEN_PID="1", LISTEN_FDS="1")
+    tell(**compare("systemd:web"))
+"""
+    )
+    assert agrees(told) == ["impossible"]
+    assert "passed to process 1" in told["rows"][0]["error"]
+
+
+# ---------------------------------------------------------------------------- unix
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """A folder whose name is short enough for the path of a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="harken-") as name:
+        yield Path(name)
+
+
+def about(bind: str) -> tuple[int, dict[str, Any]]:
+    code, (row,) = foretold(bind)
+    return code, row
+
+
+@needs_unix
+def test_a_path_is_free_where_it_can_be_made(room: Path) -> None:
+    code, row = about(f"unix:{room}/app.sock")
+    assert (code, row["verdict"], row["address"]) == (0, "free", f"{room}/app.sock")
+    assert list(room.iterdir()) == []
+    code, row = about(f"unix:{room}/no/app.sock")
+    assert (code, row["verdict"]) == (1, "impossible")
+    assert f"the folder {room}/no is not there" in row["hint"]
+    (room / "file").write_text("")
+    code, row = about(f"unix:{room}/file/app.sock")
+    assert (code, row["verdict"]) == (1, "impossible")
+
+
+@needs_unix
+def test_a_path_without_a_server_would_be_replaced_and_is_left_alone(room: Path) -> None:
+    path = room / "app.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    before = path.lstat()
+    code, row = about(f"unix:{path}")
+    assert (code, row["verdict"]) == (0, "left behind")
+    assert path.lstat() == before
+
+
+@linux_only
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_path_with_a_server_is_taken_and_the_server_undisturbed(room: Path, listens: bool) -> None:
+    path = room / "app.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        if listens:
+            sock.listen(1)
+        sock.setblocking(False)
+        code, row = about(f"unix:{path}")
+        assert (code, row["verdict"], row["cause"]) == (1, "taken", "listener" if listens else "bound")
+        assert row["holders"][0]["pid"] == os.getpid()
+        with pytest.raises(BlockingIOError if listens else OSError):
+            sock.accept()  # nobody has connected
+
+
+@linux_only
+def test_connections_of_a_server_that_has_gone_do_not_keep_its_path(room: Path) -> None:
+    path = str(room / "app.sock")
+    with socket.socket(socket.AF_UNIX) as client:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path)
+            sock.listen()
+            client.connect(path)
+            connection, _ = sock.accept()
+        with connection:
+            assert about(f"unix:{path}")[1]["verdict"] == "left behind"
+
+
+SERVER_IN_ANOTHER_NETWORK = """
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind({path!r})
+    sock.listen()
+    program = "import sys; from harken.__main__ import main; sys.exit(main(['check', '--json', 'unix:' + sys.argv[1]]))"
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", program, {path!r}], capture_output=True, text=True, check=False
+    )
+    tell(code=done.returncode, row=json.loads(done.stdout))
+"""
+
+
+@linux_only
+@needs_root
+def test_a_server_in_another_network_is_seen_by_connecting(room: Path) -> None:
+    told = run(SERVER_IN_ANOTHER_NETWORK.format(path=str(room / "app.sock")), namespace=True)
+    assert (told["code"], told["row"]["verdict"]) == (1, "taken")
+    assert "not seen from here" in told["row"]["hint"]
+
+
+@needs_unix
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_socket_is_never_replaced(room: Path, make: Callable[[Path], None]) -> None:
+    path = room / "app.sock"
+    make(path)
+    before = path.lstat()
+    code, row = about(f"unix:{path}")
+    assert (code, row["verdict"]) == (1, "taken")
+    assert "never replaced" in row["hint"]
+    assert (path.lstat().st_ino, stat.S_IFMT(path.lstat().st_mode)) == (before.st_ino, stat.S_IFMT(before.st_mode))
+
+
+@needs_unix
+def test_a_path_may_be_too_long(room: Path) -> None:
+    code, row = about(f"unix:{room}/{'x' * 150}")
+    assert (code, row["verdict"]) == (1, "impossible")
+    assert "too long" in row["error"]
+    assert "shorter name" in row["hint"]
+
+
+@linux_only
+@pytest.mark.parametrize(("length", "verdict"), [(107, "free"), (108, "impossible")])
+def test_the_room_for_a_path_is_told_to_the_byte(room: Path, length: int, verdict: str) -> None:
+    path = f"{room}/"
+    path += "x" * (length - len(path))
+    assert about(f"unix:{path}")[1]["verdict"] == verdict
+    name = "x" * length  # and the NUL in front
+    assert about(f"unix:@{name}")[1]["verdict"] == verdict
+
+
+@linux_only
+@needs_root
+def test_a_folder_may_be_forbidden(room: Path) -> None:
+    def told(prepare: str, bind: str) -> dict[str, Any]:
+        program = (
+            IN_A_CHILD
+            + f"""
+    import harken._foresee
+    {prepare}
+    become({NOBODY})
+    import contextlib, io
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = harken.__main__.main(["check", "--json", {bind!r}])
+    tell(code=code, row=json.loads(out.getvalue()))
+"""
+        )
+        return run(program)
+
+    room.chmod(0o755)
+    row = told("", f"unix:{room}/app.sock")["row"]
+    assert row["verdict"] == "forbidden"
+    assert "must be one that this user may write to" in row["hint"]
+
+    # In a sticky folder, as /tmp is, a path that another user left behind cannot be replaced.
+    room.chmod(0o1777)
+    assert told("", f"unix:{room}/app.sock")["row"]["verdict"] == "free"
+    path = room / "old.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    path.chmod(0o777)
+    row = told("", f"unix:{path}")["row"]
+    assert (row["verdict"], "only the owner" in row["hint"]) == ("forbidden", True)
+
+    # Who may not write to a socket cannot find out whether anybody is there, but for the table.
+    path.chmod(0o700)
+    assert told("", f"unix:{path}")["row"]["verdict"] == "cannot be told"
+    os.chown(path, NOBODY, -1)
+    assert told("", f"unix:{path}")["row"]["verdict"] == "left behind"
+
+
+@linux_only
+def test_abstract_names() -> None:
+    name = f"harken-check-{os.getpid()}"
+    assert about(f"unix:@{name}")[1]["verdict"] == "free"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0{name}")
+        code, row = about(f"unix:@{name}")
+        assert (code, row["verdict"], row["cause"]) == (1, "taken", "bound")
+        assert row["holders"][0]["pid"] == os.getpid()
+
+
+@needs_unix
+def test_one_path_is_given_once(room: Path) -> None:
+    code, rows = foretold(f"unix:{room}/a.sock", f"unix:{room}/../{room.name}/a.sock", f"unix:{room}/b.sock")
+    assert (code, [row["verdict"] for row in rows]) == (1, ["free", "given twice", "free"])
+
+
+# ---------------------------------------------------------------------------- families
+
+
+@linux_only
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT])
+def test_whether_the_system_has_a_family_is_told(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    code, (row,) = foretold("vsock://*:5000")
+    assert (code, row["verdict"]) in ((3, "cannot be told"), (1, "not supported"))
+    real = _foresee._no_socket
+
+    def lacking(family: int, proto: int) -> OSError | None:
+        plain = family in (socket.AF_INET, socket.AF_INET6) and proto != _foresee.IPPROTO_MPTCP
+        return real(family, proto) if plain else OSError(number, "no such family")
+
+    monkeypatch.setattr(_foresee, "_no_socket", lacking)
+    for bind in ("vsock://*:5000", "unix:/run/app.sock"):
+        code, (row,) = foretold(bind)
+        assert (code, row["verdict"]) == (1, "not supported")
+    code, (row,) = foretold("mptcp://127.0.0.1:0")
+    assert (code, row["verdict"]) == (0, "free")
+    assert "plain TCP" in row["note"]
+
+
+# ---------------------------------------------------------------------------- what is printed, exit codes
+
+
+def unavailable(_: range) -> Any:
+    raise ImportError
+
+
+@pytest.fixture
+def without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("by_sock_diag", "by_proc", "by_psutil"):
+        monkeypatch.setattr(_holders, name, unavailable)
+
+
+@pytest.mark.usefixtures("without_a_table")
+def test_without_a_table_it_cannot_be_told() -> None:
+    code, (row,) = foretold("127.0.0.1:18080")
+    assert (code, row["verdict"]) == (3, "cannot be told")
+    assert "pip install 'harken[psutil]'" in row["hint"]
+    # Port 0 needs none, nor does what cannot be anyway.
+    assert agrees(compare("127.0.0.1:0")) == ["free"]
+    assert foretold("127.0.0.1:18080", "127.0.0.1:no-such-service")[0] == 1
+    assert foretold("127.0.0.1:18080", "127.0.0.1:18080")[1][1]["verdict"] == "given twice"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["127.0.0.1:0", "127.0.0.1:70000"], ["--yaml", "80"], [":80?backlog=many"],
+                  [":80?ipv6_only=maybe"]],
+)  # fmt: skip
+def test_a_mistake_has_an_exit_code_of_its_own(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: Any = main(["check", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")  # nothing of the others
+    assert shown.err
+
+
+def test_columns_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "127.0.0.1:0", "127.0.0.1:no-such-service"]) == 1
+    free, unknown = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert free[:3] == ["free", "127.0.0.1:0", "127.0.0.1:0"]
+    assert unknown[:6] == ["unknown name", "127.0.0.1:no-such-service", "127.0.0.1:no-such-service", "-", "-", "-"]
+    assert "no service is called" in unknown[7]
+    assert len(free) == len(unknown) == 9
+
+
+def test_json_for_a_program() -> None:
+    command = [sys.executable, "-m", "harken", "check", "--json", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    (fact,) = map(json.loads, done.stdout.splitlines())
+    assert list(fact) == [
+        "bind", "address", "verdict", "step", "error", "cause", "holders", "hint", "backlog", "note",
+    ]  # fmt: skip
+    assert (fact["address"], fact["verdict"], fact["holders"]) == (["127.0.0.1", 0], "free", [])
+
+
+def test_what_the_exit_codes_mean_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["check", "--help"], ["--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert re.search(r"Exit codes: 0 .* 1 .* 2 .* 3 ", shown)
+
+
+@linux_only
+def test_a_table_for_a_person() -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
+    with running(server()) as child:
+        bind = f"127.0.0.1:{child['port']}"
+        command = [sys.executable, "-m", "harken", "check", "127.0.0.1:0", bind]
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        asked = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:
+            pass  # how a terminal says that the other end has closed
+        finally:
+            os.close(ours)
+            assert asked.wait(30) == 1
+    headings, free, taken, *hint = shown.decode().splitlines()
+    assert headings.split() == ["VERDICT", "ADDRESS", "BIND", "BACKLOG", "CAUSE", "HELD", "BY"]
+    assert re.match(r"free +127\.0\.0\.1:0 +127\.0\.0\.1:0 ", free)
+    assert re.match(rf"taken +{re.escape(bind)} +{re.escape(bind)} +- +listener", taken)
+    assert headings.index("BIND") == taken.index(bind, 20)
+    assert max(map(len, (headings, free, taken, *hint))) <= 70
+    assert hint[0].startswith("    hint: ")
+    assert f"pid {child['pid']}" in " ".join(hint)
+    assert "end it or choose another port" in " ".join(" ".join(hint).split())
+
+
+@linux_only
+def test_no_call_of_bind_or_listen_is_made(poison: Poison, room: Path) -> None:
+    report = poison.run(f"""
+        from harken.__main__ import main
+        main(["check", "--json", "127.0.0.1:0", "127.0.0.1:18081", ":18000-18010", "unix:{room}/a.sock", "unix:@a"])
+    """)
+    assert (report.calls["bind"], report.calls["listen"], report.calls["sockets"]) == (0, 0, 0)
