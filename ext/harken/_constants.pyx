@@ -42,6 +42,8 @@ SO_TYPE = c.SO_TYPE
 IPV6_V6ONLY = c.IPV6_V6ONLY
 TCP_NODELAY = c.TCP_NODELAY
 
+UNIX_PATH_ROOM = c.NET_PATH_ROOM  # bytes for a unix socket's path, with the NUL that ends it
+
 MSG_PEEK = c.MSG_PEEK
 MSG_WAITALL = c.MSG_WAITALL
 

@@ -129,8 +129,9 @@ From names to listening sockets, all or none.
 Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a host
 (``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0 lets the
 system choose, once for all addresses of a bind; of a range, ``":8000-8010"``, the first port is taken that is free on
-all of them. ``"fd://3"`` and ``"systemd:name"`` are sockets that are there already: see `adopt` and `from_systemd`. One
-that listens keeps its queue, unless a longer one is asked for; after an error they are as open as before.
+all of them. ``"unix:/run/app.sock"`` is a unix socket: see `harken._unix`. ``"fd://3"`` and ``"systemd:name"`` are
+sockets that are there already: see `adopt` and `from_systemd`. One that listens keeps its queue, unless a longer one is
+asked for; after an error they are as open as before.
 
 The options are told in `harken.Options`; a bind may have its own: ``":8080?backlog=64"``. They are checked before
 the first socket exists. ``backlog`` is how many connections may wait; by default as many as the system grants.
@@ -266,7 +267,10 @@ cdef list bind_special(
                 of_bind[n] = plan.adopted(of_bind[n])
         sockets += of_bind
         return left_out
-    if scheme == "vsock":
+    if scheme == "unix":
+        from harken._unix import open_planned
+        sockets.append(open_planned(bind[4], plan))
+    elif scheme == "vsock":
         sockets.append(bind_vsock(tools, bind, plan))
     elif plan is not None and plan.takes_both and bind[0] is None and bind[2] == c.AF_UNSPEC:
         left_out = bind_dual(tools, bind, plan, sockets, left_out)
@@ -336,11 +340,14 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
             error = sock.hold(length) if tools.held else sock.listen_for(length)
             if error:
                 if tools.held or bind[5] is None or not c.net_taken(error):
-                    fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
+                    fail("setsockopt" if tools.held else "listen", (<object>sock).address, error)
                 n = go_on(tools, entry, sockets, error)
                 continue
         if plan is not None and not tools.held:
             plan.listening(sock)
+    if not tools.held and any([entry[0][6] == "unix" for entry in special]):
+        from harken._unix import publish
+        publish(sockets)
     return 0
 
 
@@ -476,7 +483,13 @@ cdef void set_ports(const found_t *addresses, int port) noexcept:
 cdef int close_all(list sockets) except -1:
     cdef Socket sock
     for sock in sockets:
-        sock.end()
+        if sock.family != c.AF_UNIX:
+            sock.end()
+            continue
+        try:
+            (<object>sock).close()  # its class may have a path to remove
+        except OSError:
+            pass  # there is an error to tell already
     return 0
 
 

@@ -925,10 +925,18 @@ def close_each(sockets):
     """Closes them all; an error of one is raised when all are closed."""
     cdef int error = 0
     cdef Py_ssize_t n
+    cdef Socket sock
     if not isinstance(sockets, tuple):
         raise TypeError(f"close() is for a tuple of sockets, not for {type(sockets).__name__}")
     for n in range(PyTuple_GET_SIZE(sockets)):
-        error = (<Socket?><object>PyTuple_GET_ITEM(sockets, n)).shut() or error
+        sock = <Socket?><object>PyTuple_GET_ITEM(sockets, n)
+        if sock.family != c.AF_UNIX:
+            error = sock.shut() or error
+            continue
+        try:
+            (<object>sock).close()  # its class may have a path to remove
+        except OSError as reason:
+            error = reason.errno or error
     if error:
         c.net_raise(error)
 

@@ -10,6 +10,7 @@ The map of the house, in the order of the flow:
     _plan        when each option is set
     _listener    what a server holds: `Listeners`, `Listener`
     _stats       how long the queues are: `stats`
+    _unix        unix sockets: whose a path is, and from when
     _handover    the same as `socket.socket` objects, for other servers
     _inherit     sockets that are there already: `adopt`, `from_systemd`
     _errors      what went wrong, in which step, on which address: `ListenError`, `AddressInUseError`

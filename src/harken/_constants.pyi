@@ -30,6 +30,7 @@ SO_SNDBUF: int
 SO_TYPE: int
 IPV6_V6ONLY: int
 TCP_NODELAY: int
+UNIX_PATH_ROOM: int
 MSG_PEEK: int
 MSG_WAITALL: int
 AF_VSOCK: int

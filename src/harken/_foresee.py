@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _holders, _inherit, _netlink
+from . import _holders, _inherit, _netlink, _unix
 from ._bind import Bind
 from ._constants import AF_INET, AF_INET6, AF_UNIX, AI_PASSIVE, IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM
 from ._errors import AddressInUseError, ListenError, failure
@@ -96,12 +96,15 @@ class Wishes(NamedTuple):
     """And with those of other processes."""
     anywhere: bool
     """Also addresses that this machine has not: IP_FREEBIND, IP_TRANSPARENT."""
+    takes_over: bool
+    """A unix path from a live server."""
 
     @classmethod
     def of(cls, options: Options) -> Wishes:
         joins = options.reuse_port == "join"
         anywhere = bool(options.freebind or options.transparent)
-        return cls(options.backlog, options.ipv6_only is False, bool(options.reuse_port), joins, anywhere)
+        over = options.exclusive is False
+        return cls(options.backlog, options.ipv6_only is False, bool(options.reuse_port), joins, anywhere, over)
 
 
 def foresee(binds: Sequence[str | int | Bind]) -> list[Foreseen]:
@@ -272,15 +275,16 @@ class Future:
         error = self._no_socket(AF_UNIX, 0)
         if error is not None:
             return _refused(text, path, "socket", error)
-        error = _too_long(path)
-        if error is not None:
-            hint = "put it into a folder with a shorter name, or give a path relative to the current folder"
-            return _or_hint(_refused(text, path, "bind", error), hint)
+        if path.startswith("\0") or not os.path.isdir("/proc/self/fd"):  # the way to a path that is too long
+            try:
+                _unix.must_fit(path)
+            except OSError as reason:
+                return _refused(text, _unix.shown(path), "bind", reason)
         place = path if path.startswith("\0") else _place(path)
         if place in self._paths:
             hint = f"{self._paths[place]!r} is given too and takes this path: leave one of them out"
             return replace(_in_use(text, path), verdict="given twice", own_hint=hint)
-        row = self._abstract(text, path) if path.startswith("\0") else _on_path(text, path)
+        row = self._abstract(text, path) if path.startswith("\0") else _on_path(text, path, wishes)
         if row.verdict in (*GOOD, UNKNOWN):
             self._paths[place] = text
         if row.verdict not in GOOD:
@@ -367,11 +371,6 @@ def _refused(bind: str, address: Any, step: str, reason: OSError) -> Foreseen:
 
 def _in_use(bind: str, address: Any, step: str = "bind") -> Foreseen:
     return _refused(bind, address, step, _error(errno.EADDRINUSE))
-
-
-def _or_hint(row: Foreseen, hint: str) -> Foreseen:
-    """The error's hint, where it has one, or this."""
-    return row if row.hint else replace(row, own_hint=hint)
 
 
 def _also(row: Foreseen, note: str) -> Foreseen:
@@ -660,45 +659,27 @@ def _setting(path: str) -> str:
 # ---------------------------------------------------------------------------- paths
 
 
-def _on_path(text: str, path: str) -> Foreseen:
-    folder = os.path.dirname(path) or "."
+def _on_path(text: str, path: str, wishes: Wishes) -> Foreseen:
+    shown, full = _unix.shown(path), os.path.join(os.getcwd(), path)
+    folder = os.path.dirname(full)
     try:
-        there = os.lstat(path)
-    except FileNotFoundError:
-        return _writable(text, path, folder, None) or Foreseen(text, path, "free")
+        there = os.lstat(full) if _unix.socket_at(shown, full) else None
+    except ListenError as error:
+        return Foreseen(text, shown, "taken", error=error)
     except OSError as error:
-        return _refused(text, path, "bind", error)
-    if not stat.S_ISSOCK(there.st_mode):
-        no_socket = OSError(errno.EEXIST, "what lies there is no socket")
-        hint = "what lies there is no socket and is never replaced: move it away, or choose another path"
-        return replace(_refused(text, path, "bind", no_socket), own_hint=hint, verdict="taken")
-    with contextlib.suppress(OSError):
-        # Accepted connections have the path of a server that has gone; they are in nobody's way.
-        if any(held.state in ("listening", "bound") for held in _holders._on_path(path)):
-            return _in_use(text, path)
-    # Nobody in this network namespace has it. A server of another one, as of a container, only connect() can see.
-    number = _probe(path)
+        return _refused(text, shown, "bind", error)
+    number = errno.ENOENT if there is None else _unix.knock(shown)
+    if number == errno.ENOENT:
+        return _writable(text, shown, folder, None) or Foreseen(text, shown, "free")
     if number == errno.ECONNREFUSED:
         note = "nobody has it: a server that ended has left it behind, and it would be replaced"
-        return _writable(text, path, folder, there) or Foreseen(text, path, "left behind", note=note)
+        return _writable(text, shown, folder, there) or Foreseen(text, shown, "left behind", note=note)
+    if wishes.takes_over:
+        note = "a server has it, and it would be taken over"
+        return _writable(text, shown, folder, there) or Foreseen(text, shown, "free", note=note)
     if number in (errno.EACCES, errno.EPERM):
-        hint = f"whether a server has {path} is told to users who may write to it, and to the administrator"
-        return replace(_refused(text, path, "bind", _error(errno.EACCES)), verdict=UNKNOWN, own_hint=hint)
-    if number == errno.ENOENT:
-        return _writable(text, path, folder, None) or Foreseen(text, path, "free")
-    hint = "a server has it that is not seen from here, as one in a container; end it or choose another path"
-    return replace(_in_use(text, path), own_hint=hint)
-
-
-def _probe(path: str) -> int:
-    """What connect() says; 0 when somebody is there. It does not wait, and the connection is closed at once."""
-    with Socket(AF_UNIX, SOCK_STREAM, 0) as client:
-        client.settimeout(0)
-        try:
-            client.connect(path)
-        except OSError as error:
-            return error.errno or 0
-    return 0
+        return _refused(text, shown, "connect", _error(number))
+    return _in_use(text, shown)
 
 
 def _writable(text: str, path: str, folder: str, there: os.stat_result | None) -> Foreseen | None:
@@ -706,26 +687,16 @@ def _writable(text: str, path: str, folder: str, there: os.stat_result | None) -
     try:
         about = os.stat(folder)
     except OSError as error:
-        return _or_hint(
-            _refused(text, path, "bind", error),
-            f"the folder {folder} is not there: make it first (RuntimeDirectory= in a systemd unit does)"
-            if error.errno == errno.ENOENT
-            else "",
-        )
+        return _refused(text, path, "bind", error)
     if not stat.S_ISDIR(about.st_mode):
-        return replace(_refused(text, path, "bind", _error(errno.ENOTDIR)), own_hint=f"{folder} is no folder")
+        return _refused(text, path, "bind", _error(errno.ENOTDIR))
     effective = os.access in os.supports_effective_ids
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
-        if _is_read_only(folder):
-            return replace(
-                _refused(text, path, "bind", _error(errno.EROFS)), own_hint=f"the file system of {folder} is read-only"
-            )
-        return _refused(text, path, "bind", _error(errno.EACCES))
+        return _refused(text, path, "bind", _error(errno.EROFS if _is_read_only(folder) else errno.EACCES))
     if there is not None and about.st_mode & stat.S_ISVTX and hasattr(os, "geteuid"):
         user = os.geteuid()
         if user and user not in (there.st_uid, about.st_uid):
-            hint = f"in {folder} only the owner of a file may remove it: have him do it, or choose another path"
-            return replace(_refused(text, path, "bind", _error(errno.EPERM)), own_hint=hint)
+            return _refused(text, path, "bind", _error(errno.EPERM))
     return None
 
 
@@ -733,19 +704,6 @@ def _is_read_only(folder: str) -> bool:
     if not hasattr(os, "statvfs"):
         return False
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)  # type: ignore[attr-defined,unused-ignore]
-
-
-def _too_long(path: str) -> OSError | None:
-    """By a name of the same length which nobody can have."""
-    stand_in = ("\0" if path.startswith("\0") else "/") * len(os.fsencode(path))
-    with Socket(AF_UNIX, SOCK_STREAM, 0) as nobody:
-        nobody.settimeout(0)
-        try:
-            nobody.connect(stand_in)
-        except OSError as error:
-            if error.errno is None:
-                return OSError(errno.ENAMETOOLONG, str(error))
-    return None
 
 
 def _place(path: str) -> str:

@@ -7,9 +7,13 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ._socket import Socket, carried, describe, listen_on, queue_of
+from ._socket import Socket, carried, describe, listen_on
+from ._stats import queue
+
+if TYPE_CHECKING:
+    from ._unix import Entry
 
 
 class ListeningSocket(socket.socket):
@@ -19,23 +23,27 @@ class ListeningSocket(socket.socket):
     of 100, and a burst of clients waits for a second. Here ``listen()`` only ever lengthens the queue; on a socket of
     `harken.bind` it asks for what bind() was given, or the most. multiprocessing can send it to a worker, as it sends
     every socket. (A server that listens in C, as uvloop does, does not come by here: give it its own ``backlog``.)
+
+    Closing one on a unix socket removes its path, in the process that made it.
     """
 
-    __slots__ = ("_at_accept", "_wished")
+    __slots__ = ("_at_accept", "_entry", "_wished")
 
     _wished: int
     """For the first ``listen()``; -1 asks for the most."""
     _at_accept: bytes | None
     """What connections do not have from their listener on this system: see `Socket`."""
+    _entry: Entry | None
+    """The path that close() removes; copies have none."""
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         super().__init__(family, type, proto, fileno)
-        self._wished, self._at_accept = -1, None
+        self._wished, self._at_accept, self._entry = -1, None, None
 
     def listen(self, backlog: int | None = None, /) -> None:
         """listen(2), unless this socket listens already and its queue is as long."""
         if describe(self.fileno())[2] == "listening":  # macOS does not tell it by getsockopt()
-            granted = queue_of(self.fileno())[1]
+            granted = queue(self.fileno())[1]
             # Where the system does not tell, the queue is what harken asked for.
             if backlog is None or granted is None or backlog <= granted:
                 return
@@ -58,6 +66,18 @@ class ListeningSocket(socket.socket):
         twin._wished, twin._at_accept = self._wished, self._at_accept
         return twin
 
+    def close(self) -> None:
+        """close(2); the path of a unix socket goes first."""
+        entry, self._entry = self._entry, None
+        if entry is not None and self.fileno() >= 0:
+            entry.remove()
+        super().close()
+
+    def detach(self) -> int:
+        """Gives the handle away; a path stays."""
+        self._entry = None
+        return super().detach()
+
     def __reduce__(self) -> tuple[object, ...]:
         # multiprocessing sends handles like this; a registration with its pickler would cost its import.
         from multiprocessing import reduction, resource_sharer
@@ -75,7 +95,9 @@ ListeningSocket.__module__ = "harken"
 def hand_over(listener: Socket) -> ListeningSocket:
     """Moves the handle; the listener is closed."""
     timeout, carries = listener.gettimeout(), carried(listener)
+    entry: Entry | None = getattr(listener, "entry", None)
     made = _adopt(listener.detach(), listener.family, listener.type, listener.proto, *carries)
+    made._entry = entry
     made.settimeout(timeout)
     return made
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,8 @@ def _in_use(error: AddressInUseError) -> str:
         return f"{who} has {theirs} and inherited it: the process that opened it has gone or closed it; {end}"
     if cause == "bound":
         doing = "has bound" if found[0].state == "bound" else "has a connection from"
-        return f"{who} {doing} {theirs} and does not listen there; {end} {OTHER_PORT}"
+        other = "or choose another path" if isinstance(found[0].address, str) else OTHER_PORT
+        return f"{who} {doing} {theirs} and does not listen there; {end} {other}"
     if isinstance(found[0].address, str):
         return f"{who} listens on {theirs} already; {end} or choose another path"
     if isinstance(address, str):  # a range of ports
@@ -87,6 +89,10 @@ def _nobody_seen(address: Address | str) -> str:
     if isinstance(address, str):
         if address.startswith("\0") or not os.path.exists(address):
             return "nobody is seen to have it now: try again"
+        from ._unix import is_live
+
+        if is_live(address):
+            return "a process that is not seen from here has it, as in another container: end it or choose another path"
         return f"nobody has it: a server that ended has left the file behind; remove it (rm {shlex.quote(address)})"
     from ._holders import NO_TABLE, holders
 
@@ -159,8 +165,7 @@ def range_with(port: int, table: str) -> tuple[int, int] | None:
 def _forbidden(error: ListenError) -> str:
     address = error.address
     if isinstance(address, str):
-        path = "/" in address and "://" not in address
-        return f"the folder of {address} must be one that this user may write to" if path else ""
+        return _forbidden_path(error, address) if _is_path(address) else ""
     if error.step != "bind":
         return "something that guards this process forbids it: SELinux, AppArmor, a seccomp filter or a firewall"
     limit = _setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or "1024"
@@ -172,6 +177,71 @@ def _forbidden(error: ListenError) -> str:
             f" port {address[1]}"
         )
     return "port and user are fine, something else forbids it: SELinux (`semanage port -l`), AppArmor, seccomp"
+
+
+def _is_path(address: Address | str) -> bool:
+    return isinstance(address, str) and "/" in address and "://" not in address and not address.startswith("\0")
+
+
+def _forbidden_path(error: ListenError, path: str) -> str:
+    if error.step == "connect":
+        return (
+            "whether a server lives there cannot be told, as this user may not write to it: start as the user that made"
+            f" it; if none does, remove it (rm {shlex.quote(path)})"
+        )
+    if error.step == "chown":
+        return "only root gives a socket to another user; a group must be one that this user is in (`id`)"
+    if error.step == "link":
+        return (
+            "for taking over another user's path, which is kept to be given back (fs.protected_hardlinks): start as"
+            " that user"
+        )
+    folder = os.path.dirname(path) or "."
+    if error.step == "bind" and error.errno == errno.EPERM:
+        if os.path.lexists(path) and os.stat(folder).st_mode & stat.S_ISVTX:
+            return f"in {folder} only the owner of a file may remove it: have him do it, or choose another path"
+        return "the file system there may have no sockets, as FAT and shared folders have none: choose another folder"
+    return f"the folder of {path} must be one that this user may write to"
+
+
+def _no_folder(error: ListenError) -> str:
+    if not isinstance(error.address, str):
+        return ""
+    if error.address.startswith("\0"):
+        return "abstract names are for Linux: write a path, as in unix:/run/app.sock"
+    folder = os.path.dirname(error.address) or "."
+    made = "RuntimeDirectory= in the systemd unit does it for folders in /run"
+    path = _is_path(error.address)
+    return f"there is no folder {folder}: make it (mkdir -p {shlex.quote(folder)}; {made})" if path else ""
+
+
+def _no_directory(error: ListenError) -> str:
+    return f"a part of {error.address} is a file where a folder should be" if _is_path(error.address) else ""
+
+
+def _read_only(error: ListenError) -> str:
+    if not _is_path(error.address):
+        return ""
+    return "the file system there is read-only, as in many containers: choose a folder in /run or /tmp, or mount one"
+
+
+def _occupied(error: ListenError) -> str:
+    if not _is_path(error.address):
+        return ""
+    return (
+        "only sockets that servers left behind are replaced: choose another path, or see whose it is and move it away"
+    )
+
+
+def _name_too_long(error: ListenError) -> str:
+    address = str(error.address)
+    if address.startswith("\0"):
+        return "choose a shorter name"
+    if not _is_path(address):
+        return ""
+    if len(os.fsencode(os.path.basename(address))) > 255:
+        return "a file's name has room for 255 bytes: choose a shorter one"
+    return "choose a shorter path, as in /run or /tmp, or change into its folder and give only the name"
 
 
 def _not_here(error: ListenError) -> str:
@@ -242,7 +312,7 @@ def _no_memory(_: ListenError) -> str:
 def _invalid(error: ListenError) -> str:
     if not isinstance(error.address, str) and error.address[0].lower().startswith("fe80:"):
         return f"a link-local address needs its interface, as in [{error.address[0]}%eth0]:{error.address[1]}"
-    return ""
+    return _no_folder(error) if str(error.address).startswith("\0") else ""
 
 
 _BY_NUMBER = {
@@ -256,6 +326,11 @@ _BY_NUMBER = {
     errno.ENOBUFS: _no_memory,
     errno.ENOMEM: _no_memory,
     errno.EINVAL: _invalid,
+    errno.ENOENT: _no_folder,
+    errno.ENOTDIR: _no_directory,
+    errno.EROFS: _read_only,
+    errno.EEXIST: _occupied,
+    errno.ENAMETOOLONG: _name_too_long,
 }
 
 

@@ -231,7 +231,6 @@ def _on_ports(ports: range) -> list[Held]:
     raise OSError(errno.ENOTSUP, NO_TABLE)
 
 
-_DIAG_BY_FAMILY = 20
 _DIAG_V6ONLY = 11
 
 
@@ -241,7 +240,7 @@ def by_sock_diag(ports: range) -> list[Held]:
     one = struct.pack("!H", ports[0] if len(ports) == 1 else 0)  # the kernel leaves out others; 0: it leaves out none
     for family in (socket.AF_INET, socket.AF_INET6):
         request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + one + bytes(46)
-        for body in _netlink.dump(_netlink.SOCK_DIAG, _DIAG_BY_FAMILY, request):
+        for body in _netlink.dump(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request):
             state, port = body[1], struct.unpack_from("!H", body, 4)[0]
             if port not in ports:
                 continue
@@ -335,7 +334,7 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
         place = (there.st_ino & 0xFFFFFFFF, major << 20 | minor)
     request = struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0, 0)
     found = []
-    for body in _netlink.dump(_netlink.SOCK_DIAG, _DIAG_BY_FAMILY, request):
+    for body in _netlink.dump(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request):
         told = _netlink.attributes(body[16:])
         name = os.fsdecode(told.get(_UNIX_NAME, b""))
         name = name if name.startswith("\0") else name.rstrip("\0")
@@ -343,6 +342,8 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
         if place is not None and _UNIX_PATH in told:
             if struct.unpack("=II", told[_UNIX_PATH]) != place:
                 continue
+            if os.path.basename(name) != os.path.basename(path) or name.startswith("/proc/"):
+                name = path  # it was moved there from another name, as in a takeover, or was too long
         elif name != path:
             continue
         state, inode = body[2], struct.unpack_from("=I", body, 4)[0]

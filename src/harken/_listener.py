@@ -7,8 +7,8 @@ from os import fsdecode
 from ._address import scope_name
 from ._bind import ANY_CID, unix_url
 from ._constants import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
-from ._socket import Socket, close_each, queue_of, state_of
-from ._stats import ListenerStats, stats
+from ._socket import Socket, close_each, state_of
+from ._stats import ListenerStats, queue, stats
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Listener(Socket):
     @property
     def backlog(self) -> int | None:
         """How many connections may wait, as the system granted it; None where it does not tell (macOS, Windows)."""
-        return queue_of(self.fileno())[1]
+        return queue(self.fileno())[1]
 
     @property
     def state(self) -> str:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 
 ROUTE = 0
 SOCK_DIAG = 4
+DIAG_BY_FAMILY = 20
 
 _HEADER = struct.Struct("=IHHII")  # length, kind, flags, sequence, port
 DUMP = 0x1 | 0x300  # all that there is
 ONE = 0x1 | 0x4  # one thing, with an acknowledgement behind it
+_PLAIN = 0x1  # one thing, or an error
 _ERROR, _DONE = 2, 3
 
 
-def dump(protocol: int, kind: int, request: bytes, flags: int = DUMP) -> Iterator[bytes]:
+def ask(protocol: int, kind: int, request: bytes) -> bytes:
+    """The body of the one message that answers. Raises OSError, ENOENT where there is no such thing, as `dump`."""
+    with contextlib.closing(dump(protocol, kind, request, _PLAIN)) as answers:
+        return next(answers)
+
+
+def dump(protocol: int, kind: int, request: bytes, flags: int = DUMP) -> Generator[bytes, None, None]:
     """The body of each message that answers. Raises OSError where there is no netlink, or it may not be used."""
     family = getattr(socket, "AF_NETLINK", None)
     if family is None:

@@ -317,6 +317,8 @@ def for_binds(call: str, binds: Sequence[Bind], keywords: dict[str, object]) -> 
             options = own.over(of_all)
         except ValueError as error:
             raise ValueError(f"{bind}: {error}") from None
+        if options.exclusive is False and str(bind.path).startswith("\0"):
+            raise ValueError(f"{bind}: an abstract name cannot be taken over: it is in no directory")
         for name in options:
             lacking = _lacking(bind, options, name)
             if lacking:

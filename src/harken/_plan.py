@@ -58,6 +58,11 @@ class Plan:
         self.options = options
         self.backlog = -1 if options.backlog is None else min(options.backlog, 0x7FFFFFFF)
         self.takes_both = options.ipv6_only is False
+        if options.owner is not None or options.group is not None:
+            from ._unix import group_id, user_id
+
+            user_id(options.owner)  # a name that nobody has is found out before there is a socket
+            group_id(options.group)
 
     @property
     def guards(self) -> bool:
