@@ -76,11 +76,11 @@ def interpreter(program: str) -> list[str]:
     return [sys.executable, "-W", "ignore::ResourceWarning", "-c", PREAMBLE + textwrap.dedent(program)]
 
 
-def _command(program: str, namespace: bool) -> list[str]:
-    command = interpreter(program)
-    if namespace:
-        command = [*_unshare(), "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *command]
-    return command
+def in_namespace(command: list[str], setup: str = "") -> list[str]:
+    """The same command in a network with only a loopback, after the shell has run ``setup`` there."""
+    if not _can_unshare():
+        pytest.skip("network namespaces cannot be made here (needs Linux, unshare, ip and the right to use them)")
+    return [*_unshare(), "sh", "-ec", f'ip link set lo up\n{setup}\nexec "$@"', "sh", *command]
 
 
 def _unshare() -> list[str]:
@@ -91,18 +91,15 @@ def _unshare() -> list[str]:
 def _can_unshare() -> bool:
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         return False
-    return (
-        subprocess.run([*_unshare(), "ip", "link", "set", "lo", "up"], capture_output=True, check=False).returncode == 0
-    )
+    attempt = "ip link set lo up && test -w /proc/sys/net/core/somaxconn"
+    return subprocess.run([*_unshare(), "sh", "-c", attempt], capture_output=True, check=False).returncode == 0
 
 
-def run(program: str, *, namespace: bool = False) -> dict[str, Any]:
-    """Runs a program to its end, and gives all that it told. ``namespace``: in a network with only a loopback."""
-    if namespace and not _can_unshare():
-        pytest.skip("network namespaces cannot be made here (needs Linux, unshare, ip and the right to use them)")
-    child = subprocess.run(
-        _command(program, namespace), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False
-    )
+def run(program: str, *, namespace: bool = False, setup: str = "") -> dict[str, Any]:
+    """Runs a program to its end, and gives all that it told. ``namespace``: in a network with only a loopback, which
+    the shell commands of ``setup`` may change."""
+    command = in_namespace(interpreter(program), setup) if namespace or setup else interpreter(program)
+    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False)
     assert child.returncode == 0, child.stderr
     assert child.stderr == ""
     told: dict[str, Any] = {}
@@ -115,7 +112,7 @@ def run(program: str, *, namespace: bool = False) -> dict[str, Any]:
 def running(program: str, *, session: bool = False) -> Iterator[dict[str, Any]]:
     """Runs a program that waits, and gives what it told first, with its ``pid``. ``session``: it leads one."""
     child = subprocess.Popen(
-        _command(program, namespace=False),
+        interpreter(program),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,5 +1,7 @@
 /* A preloaded library (Linux, glibc) that counts the calls which this package makes, and makes chosen ones fail.
  *
+ * UDP sockets, which only look whether an address is there, are neither counted nor made to fail.
+ *
  *   POISON=bind:2:98,getaddrinfo:1:-11:5   the 2nd bind() fails with errno 98; the 1st getaddrinfo() returns -11
  *                                          (EAI_SYSTEM) with errno 5. `socket:3+:24` fails the 3rd and all after it,
  *                                          `bind:2*:98` every second.
@@ -116,6 +118,8 @@ void freeaddrinfo(struct addrinfo *list)
 int socket(int family, int type, int proto)
 {
     int code;
+    if ((type & 15) == SOCK_DGRAM)
+        return REAL(socket)(family, type, proto);
     return poisoned(SOCKET, &code) ? -1 : born(REAL(socket)(family, type, proto));
 }
 
@@ -128,6 +132,8 @@ int setsockopt(int fd, int level, int option, const void *value, socklen_t size)
 int bind(int fd, const struct sockaddr *address, socklen_t length)
 {
     int code;
+    if (fd >= 0 && fd < 65536 && !is_socket[fd])
+        return REAL(bind)(fd, address, length);
     return poisoned(BIND, &code) ? -1 : REAL(bind)(fd, address, length);
 }
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from children import in_namespace
+
 PREAMBLE = """
 import errno, gc, json, os, sys
 import harken
@@ -61,8 +63,14 @@ class Poison:
         self.library = library
         self.report = room / "report"
 
-    def run(self, program: str, *, poison: str = "", hosts: str = "", timeout: float = 30) -> Report:
-        """Runs ``program`` behind PREAMBLE. For the language of ``poison`` and ``hosts`` see poison.c."""
+    def run(
+        self, program: str, *, poison: str = "", hosts: str = "", setup: str | None = None, timeout: float = 30
+    ) -> Report:
+        """Runs ``program`` behind PREAMBLE. For the language of ``poison`` and ``hosts`` see poison.c; with ``setup``,
+        it runs in a network of its own, as in `children.run`."""
+        command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", PREAMBLE + textwrap.dedent(program)]
+        if setup is not None:
+            command = in_namespace(command, setup)
         self.report.unlink(missing_ok=True)
         environment = {
             **os.environ,
@@ -71,14 +79,7 @@ class Poison:
             "POISON_HOSTS": hosts,
             "POISON_REPORT": str(self.report),
         }
-        child = subprocess.run(
-            [sys.executable, "-W", "ignore::ResourceWarning", "-c", PREAMBLE + textwrap.dedent(program)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
         assert child.returncode == 0, child.stderr
         assert child.stderr == ""
         said: dict[str, Any] = {}

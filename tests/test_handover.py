@@ -89,7 +89,7 @@ def test_who_keeps_the_listener_can_lengthen_the_queue_again() -> None:
     with harken.listen("127.0.0.1:0") as (listener,), socket.socket(fileno=os.dup(listener.fileno())) as servers:
         servers.listen(100)
         assert listener.backlog == 100
-        listener.listen(65535)
+        listener.listen(longest())
         assert queue(servers) == longest()
 
 

@@ -21,10 +21,11 @@ from harken._socket cimport Socket, backlog_of
 from harken._bind import KNOWN, to_open
 from harken._listener import IncompleteListeners, Listener, Listeners
 from harken._socket import state_of
+from harken._stats import warn_if_less
 
 cdef enum:
-    # How often a new number is drawn when the one that port 0 gave is taken on another address. All tries fail once in
-    # 2 ** 128 where half of a family's ports are taken, and once in 700,000 where nine of ten are.
+    # How often a new number is drawn when the one that port 0 gave is taken on another address. It is drawn where the
+    # last one was taken, so that one crowded address costs two draws at the most, and only several can use up all.
     TRIES = 128
 
 
@@ -102,6 +103,8 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
                 error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
                 if error:
                     fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
+        if not tools.held and (backlog >= 0 or special is not None):
+            warn_if_less(asked_for(sockets, special, backlog))
         if left_out is not None:
             return IncompleteListeners(sockets, left_out)
         return c.tuple_of(tools.listeners, sockets)
@@ -134,7 +137,8 @@ sockets that are there already: see `adopt` and `from_systemd`. One that listens
 asked for; after an error they are as open as before.
 
 The options are told in `harken.Options`; a bind may have its own: ``":8080?backlog=64"``. They are checked before
-the first socket exists. ``backlog`` is how many connections may wait; by default as many as the system grants.
+the first socket exists. ``backlog`` is how many connections may wait; by default as many as the system grants. Where it
+grants fewer than are asked for, a RuntimeWarning says what to change.
 
 The sockets have TCP_NODELAY on, which accepted connections inherit, are not inherited by child processes, and have on
 POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
@@ -181,8 +185,10 @@ cdef list bind_one(
     cdef Socket sock
     cdef list given_up = None, absent, told = [] if multipath else None
     cdef Py_ssize_t first = len(sockets)
-    cdef const char *step = NULL
-    cdef int error, number, n, left = TRIES, end = 0
+    cdef const char *step = b"bind"
+    cdef int error, number, n, turn, lacking, left = TRIES, end = 0
+    cdef int drawer = 0  # the address whose turn it is to let the system choose a number
+    cdef Py_ssize_t around
     host, port, family, text = bind[0], bind[1], bind[2], bind[3]
     if bind[5] is not None:
         port, end = start or port, bind[5]
@@ -192,11 +198,18 @@ cdef list bind_one(
     except OSError as reason:
         fail("getaddrinfo", text, reason)
     try:
+        lacking = family_to_leave_out(host, &addresses)
         while True:
-            number, absent = 0, None
-            for n in range(<int>addresses.size):
+            number, absent, around = 0, None, first
+            for turn in range(<int>addresses.size):
+                n = (drawer + turn) % <int>addresses.size
+                if n == 0:
+                    around = len(sockets)
                 address = found_at(&addresses, n)
                 if stands_before(&addresses, address, n):
+                    continue
+                if address.ai_family == lacking:
+                    absent = (absent or []) + [left_out_of(address, c.NET_EADDRNOTAVAIL)]
                     continue
                 if plan is None and not multipath:
                     sock = <Socket>c.object_of(tools.listener)
@@ -210,8 +223,8 @@ cdef list bind_one(
                     if addresses.size > 1 and number == 0 and port_in(address.ai_addr) == 0:
                         number = sock.getsockname()[1]  # the system chose, for all
                         set_ports(&addresses, number)
-                elif may_be_absent(address, addresses.size, error):
-                    absent = (absent or []) + [(decode(address.ai_addr, address.ai_addrlen), error_of(error))]
+                elif may_be_absent(&addresses, address, error):
+                    absent = (absent or []) + [left_out_of(address, error)]
                 elif c.net_taken(error) and (end or (number != 0 and left > 0)):
                     break  # the number is free on one address and taken on another
                 else:
@@ -231,6 +244,11 @@ cdef list bind_one(
             del sockets[first:]
             left -= 1
             set_ports(&addresses, 0)
+            # Next the number is one of those that are free here. The other's could all be taken here: Linux gives odd
+            # numbers first, and these run out first.
+            drawer = n
+        if drawer:
+            sockets[first:] = sockets[around:] + sockets[first:around]
         if len(sockets) == first:
             last = absent[len(absent) - 1]
             fail(step.decode("ascii"), last[0], last[1])
@@ -335,7 +353,7 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
         elif there and state_of(sock) == "listening":
             sock.wished = length
             if length >= 0:
-                sock.listen(length)  # of a Listener: it lengthens the queue, or leaves it alone
+                sock._begin(length)  # of a Listener: it lengthens the queue, or leaves it alone
         else:
             error = sock.hold(length) if tools.held else sock.listen_for(length)
             if error:
@@ -349,6 +367,16 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
         from harken._unix import publish
         publish(sockets)
     return 0
+
+
+cdef list asked_for(list sockets, list special, int backlog):
+    """How long a queue each was to have."""
+    cdef list found = []
+    if special is None:
+        return [(sock, backlog) for sock in sockets]
+    for _, of_bind, plan in special:
+        found += [(sock, backlog if plan is None else plan.backlog) for sock in of_bind]
+    return found
 
 
 cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -1:
@@ -450,22 +478,49 @@ cdef bint stands_before(const found_t *addresses, const addrinfo *address, int i
     return False
 
 
-cdef bint may_be_absent(const addrinfo *address, Py_ssize_t among, int error) noexcept:
-    """Does this machine lack the family, so that the name's other addresses will do? Without IPv6, socket() fails for
-    all its addresses, or bind() for ``::1`` and ``::``; any other address that cannot be bound is a mistake."""
+cdef bint may_be_absent(const found_t *addresses, const addrinfo *address, int error) noexcept:
+    """Does this machine lack the family, so that the name's addresses of the other will do? Then socket() fails for all
+    its addresses, or bind() for the loopback and the wildcard; any other address that cannot be bound is a mistake."""
     cdef const unsigned char *digits
+    cdef unsigned int number
     cdef int n
-    if among < 2:
+    if not has_both_families(addresses):
         return False
     if error == c.NET_EAFNOSUPPORT:
         return True
-    if error != c.NET_EADDRNOTAVAIL or address.ai_family != c.AF_INET6:
+    if error != c.NET_EADDRNOTAVAIL:
         return False
+    if address.ai_family == c.AF_INET:
+        number = c.ntohl((<const sockaddr_in *>address.ai_addr).sin_addr.s_addr)
+        return number == 0 or number == 0x7F000001
     digits = <const unsigned char *>&(<const sockaddr_in6 *>address.ai_addr).sin6_addr
     for n in range(15):
         if digits[n]:
             return False
     return digits[15] <= 1
+
+
+cdef bint has_both_families(const found_t *addresses) noexcept:
+    cdef int n
+    for n in range(1, <int>addresses.size):
+        if found_at(addresses, n).ai_family != found_at(addresses, 0).ai_family:
+            return True
+    return False
+
+
+cdef int family_to_leave_out(object host, const found_t *addresses) noexcept:
+    """Of a wildcard that stands for both families, the one that no interface has; or 0."""
+    cdef int n, family
+    if host is None and has_both_families(addresses):
+        for n in range(<int>addresses.size):
+            family = found_at(addresses, n).ai_family
+            if c.net_has_family(family) != 0:
+                return family
+    return 0
+
+
+cdef tuple left_out_of(const addrinfo *address, int error):
+    return decode(address.ai_addr, address.ai_addrlen), error_of(error)
 
 
 # The port stands in the same place in both families.

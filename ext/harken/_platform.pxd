@@ -100,6 +100,7 @@ cdef extern from "platform/net.h" nogil:
     bint net_taken(int error)
     int net_listener_defaults(net_socket_t s, int family)
     int net_exclusive(net_socket_t s, bint on)
+    int net_has_family(int family)
     int net_hold(net_socket_t s, int family, bint on)
     int net_backlog(int wished)
     int net_queue(net_socket_t s, long *queued, long *limit)

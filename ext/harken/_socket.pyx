@@ -980,6 +980,11 @@ def listen_on(handle, int family, int backlog):
         c.net_raise(error)
 
 
+def has_family(int family):
+    """Does a wildcard of this family stand for any address of this machine? True where the system does not tell."""
+    return c.net_has_family(family) == 0
+
+
 def describe(handle):
     """A handle from elsewhere: ``(family, type, state)``; it stays as it is. The state is ``listening``, ``connected``,
     ``bound`` or, for a socket that has no address yet, ``new``."""

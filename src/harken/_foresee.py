@@ -33,7 +33,7 @@ from ._hints import excluded_range
 from ._holders import NO_TABLE, Held
 from ._options import for_binds
 from ._resolve import getaddrinfo
-from ._socket import Socket, describe, queue_of
+from ._socket import Socket, describe, has_family, queue_of
 
 if TYPE_CHECKING:
     from ._holders import Holder
@@ -164,13 +164,14 @@ class Future:
         except OSError as reason:
             return [_refused(text, text, "getaddrinfo", reason)]
         addresses = [(family, sockaddr) for family, sockaddr in found if not isinstance(sockaddr, str)]
+        both = len({family for family, _ in addresses}) > 1
         several = len(bind.ports) > 1
         ports = bind.ports if several else range(addresses[0][1][1], addresses[0][1][1] + 1)
         table = Table.of(ports)
         unsure: list[Foreseen] = []
         for port in ports:
             rows = [
-                self._judged(bind, wishes, family, (sockaddr[0], port, *sockaddr[2:]), len(addresses), table)
+                self._judged(bind, wishes, family, (sockaddr[0], port, *sockaddr[2:]), both, table)
                 for family, sockaddr in addresses
             ]
             if all(row.verdict == "left out" for row in rows):
@@ -199,14 +200,16 @@ class Future:
                 self._ours.append((held, row.bind))
 
     def _judged(
-        self, bind: Bind, wishes: Wishes, family: int, address: tuple[Any, ...], among: int, table: Table
+        self, bind: Bind, wishes: Wishes, family: int, address: tuple[Any, ...], both: bool, table: Table
     ) -> Foreseen:
         text, port = str(bind), int(address[1])
         step, error, sure = "socket", self._no_socket(family, IPPROTO_TCP), True
         if error is None:
             step = "bind"
             error, sure = _not_for_us(family, address, wishes)
-        if error is not None and _may_be_absent(family, address, among, error):
+            if both and bind.host is None and not has_family(family):
+                error, sure = _error(errno.EADDRNOTAVAIL), True
+        if error is not None and both and _may_be_absent(address, error):
             return replace(_refused(text, address, step, error), verdict="left out")
         if error is not None:
             row = _refused(text, address, step, error)
@@ -548,14 +551,11 @@ def _error(number: int) -> OSError:
     return OSError(number, text)
 
 
-def _may_be_absent(family: int, address: tuple[Any, ...], among: int, error: OSError) -> bool:
-    """As the story has it: the other addresses of a name do where the system lacks a family, or has it without ``::1``
-    and ``::``."""
-    if among < 2:
-        return False
-    if _word(error) == "not supported":
-        return True
-    return error.errno == errno.EADDRNOTAVAIL and family == AF_INET6 and _holders._packed(address[0])[:15] == bytes(15)
+def _may_be_absent(address: tuple[Any, ...], error: OSError) -> bool:
+    """As the story has it: a name's addresses of the other family do where the system lacks this one, or has it without
+    a loopback address."""
+    gone = error.errno == errno.EADDRNOTAVAIL and address[0] in ("127.0.0.1", "0.0.0.0", "::1", "::")
+    return gone or _word(error) == "not supported"
 
 
 def _forbidden_port(port: int) -> bool | None:

@@ -250,9 +250,7 @@ def _not_here(error: ListenError) -> str:
     host = error.address[0]
     mine = local_addresses()
     if ":" in host and mine and not any(":" in one for one in mine):
-        off = _setting("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "1"
-        why = "IPv6 is disabled here (net.ipv6.conf.all.disable_ipv6 = 1)" if off else "no interface here has IPv6"
-        return f"{why}: bind an IPv4 address, or `:{error.address[1]}` for all that this machine has"
+        return f"{_why_no_ipv6()}: bind an IPv4 address, or `:{error.address[1]}` for all that this machine has"
     every = f"`:{error.address[1]}` stands for all that it has"
     if host.lower().startswith("fe80:"):
         return f"a link-local address needs its interface, as in [{host}%eth0]:{error.address[1]}; {every}"
@@ -260,6 +258,34 @@ def _not_here(error: ListenError) -> str:
         return f"this machine has no such address; {every}"
     more = f" and {len(mine) - 8} more" if len(mine) > 8 else ""
     return f"this machine has {', '.join(mine[:8])}{more}, not {host}; {every}"
+
+
+def _why_no_ipv6() -> str:
+    if _setting("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "1":
+        return "IPv6 is disabled here (net.ipv6.conf.all.disable_ipv6 = 1)"
+    return "no interface here has IPv6"
+
+
+_NO_IPV6_AT_ALL = "this system has no IPv6 at all (built or started without it)"
+
+
+def why_left_out(address: Address | str, error: OSError) -> OSError:
+    """For `Listeners.left_out`: the same error, whose text says why this machine has not the address."""
+    if isinstance(address, str):
+        return error
+    host = str(address[0])
+    if error.errno == errno.EAFNOSUPPORT:
+        why = _NO_IPV6_AT_ALL if ":" in host else "this system has no IPv4 at all"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        mine = local_addresses()
+        if any((":" in one) == (":" in host) for one in mine):
+            why = f"no interface here has {host}"
+        else:
+            why = _why_no_ipv6() if ":" in host else "no interface here has IPv4"
+    else:
+        return error
+    winerror = getattr(error, "winerror", None)
+    return OSError(error.errno, why) if winerror is None else OSError(error.errno, why, None, winerror)
 
 
 def local_addresses() -> list[str]:
@@ -281,7 +307,7 @@ def local_addresses() -> list[str]:
 
 def _no_family(error: ListenError) -> str:
     if not isinstance(error.address, str) and ":" in error.address[0]:
-        return "this system has no IPv6 at all (built or started without it): bind IPv4, as 0.0.0.0 or 127.0.0.1"
+        return f"{_NO_IPV6_AT_ALL}: bind IPv4, as 0.0.0.0 or 127.0.0.1"
     return "this system has no such address family"
 
 

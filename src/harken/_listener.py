@@ -7,8 +7,8 @@ from os import fsdecode
 from ._address import scope_name
 from ._bind import ANY_CID, unix_url
 from ._constants import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
-from ._socket import Socket, close_each, state_of
-from ._stats import ListenerStats, queue, stats
+from ._socket import Socket, carried, close_each, state_of
+from ._stats import ListenerStats, queue, stats, warn_if_less
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
@@ -67,12 +67,19 @@ class Listener(Socket):
 
     def listen(self, backlog: int | None = None) -> None:
         """From now on connections are accepted: `Socket.listen`. One that listens already is left alone, unless a
-        longer queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket."""
+        longer queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket.
+
+        Where the system grants a shorter queue than is asked for, a RuntimeWarning says what to change."""
+        warn_if_less([(self, self._begin(backlog))], level=3)
+
+    def _begin(self, backlog: int | None) -> int:
+        """listen(), answering how long a queue was asked for: -1 for the most, or where it is left as it was."""
         if (backlog is None or (isinstance(backlog, int) and backlog >= 0)) and self.state == "listening":
             granted = self.backlog
             if backlog is None or granted is None or backlog <= granted:
-                return
+                return -1
         super().listen(backlog)
+        return carried(self)[0] if backlog is None else backlog
 
     def stats(self) -> ListenerStats:
         """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
@@ -92,7 +99,8 @@ class Listeners(tuple[Listener, ...]):
 
     @property
     def left_out(self) -> Sequence[tuple[Address, OSError]]:
-        """Addresses that a name or a wildcard stands for, but whose family this machine has not, with the error."""
+        """Addresses that a name or a wildcard stands for, but whose family this machine has not, with the error, whose
+        text says why: IPv6 is disabled, no interface has it, the system was built without it."""
         return ()
 
     @property
@@ -106,10 +114,9 @@ class Listeners(tuple[Listener, ...]):
     def listen(self, backlog: int | None = None) -> None:
         """After `harken.bind`: from now on connections are accepted. ``backlog`` goes over what bind() was given.
 
-        Raises OSError when one cannot listen; the others do then.
+        Raises OSError when one cannot listen; the others do then. Warns as `Listener.listen` does, once for all.
         """
-        for listener in self:
-            listener.listen(backlog)
+        warn_if_less([(listener, listener._begin(backlog)) for listener in self], level=3)
 
     def sockets(self) -> list[stdlib.socket]:
         """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves.
@@ -139,12 +146,19 @@ class IncompleteListeners(Listeners):
     def __new__(cls, listeners: list[Listener], left_out: list[tuple[Address, OSError]]) -> Self:
         self = super().__new__(cls, listeners)
         self._left_out = left_out
+        self._explained = False
         return self
 
     _left_out: list[tuple[Address, OSError]]
+    _explained: bool
 
     @property
     def left_out(self) -> Sequence[tuple[Address, OSError]]:
+        if not self._explained:  # when it is asked for: whoever does not ask need not wait
+            from ._hints import why_left_out
+
+            self._left_out = [(address, why_left_out(address, error)) for address, error in self._left_out]
+            self._explained = True
         return self._left_out
 
 

@@ -23,7 +23,9 @@ _ERROR, _DONE = 2, 3
 def ask(protocol: int, kind: int, request: bytes) -> bytes:
     """The body of the one message that answers. Raises OSError, ENOENT where there is no such thing, as `dump`."""
     with contextlib.closing(dump(protocol, kind, request, _PLAIN)) as answers:
-        return next(answers)
+        for body in answers:
+            return body
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def dump(protocol: int, kind: int, request: bytes, flags: int = DUMP) -> Generator[bytes, None, None]:

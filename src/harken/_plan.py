@@ -173,9 +173,10 @@ class TunedListener(Listener):
             self.__init__(fileno=fileno)  # type: ignore[misc]
         return self
 
-    def listen(self, backlog: int | None = None) -> None:
-        super().listen(backlog)
+    def _begin(self, backlog: int | None) -> int:
+        asked = super()._begin(backlog)
         self.plan.listening(self)
+        return asked
 
     @property
     def options(self) -> Mapping[str, object]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from ._constants import AF_UNIX
-from ._socket import queue_of
+import os
+
+from ._constants import AF_INET, AF_INET6, AF_UNIX
+from ._socket import describe, queue_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._socket import Socket
     from ._types import HasFileno
 
 
@@ -21,7 +26,7 @@ class ListenerStats:
     """How many may wait: Linux, FreeBSD. When it is full, Linux leaves clients to try again, Windows refuses them."""
     overflows: int | None
     """How often a connection found its queue full: of all TCP listeners in this network namespace of Linux together,
-    since it was made; None of a unix socket. It is the change between two readings that tells something."""
+    since it was made. It is the change between two readings that tells something. None for a unix socket."""
     drops: int | None
     """How often a TCP listener dropped a connection for this or any other reason; counted like ``overflows``."""
 
@@ -39,37 +44,44 @@ class ListenerStats:
 def stats(listener: HasFileno | int) -> ListenerStats:
     """The accept queue of a listener, of any object with a ``fileno()``, or of a handle.
 
-    On Linux by getsockopt(TCP_INFO) and /proc/net/netstat, of unix sockets by sock_diag; on FreeBSD by SO_LISTENQLEN.
-    Raises OSError for what is no open socket.
+    On Linux by getsockopt(TCP_INFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by
+    SO_LISTENQLEN. Raises OSError for what is no open socket.
     """
     handle = listener.fileno() if hasattr(listener, "fileno") else listener
-    queued, backlog = queue_of(handle)
-    unix = _unix_queue(handle) if backlog is None else None
-    return ListenerStats(*unix, None, None) if unix else ListenerStats(queued, backlog, *_dropped())
+    queued, backlog = queue(handle)
+    dropped = _dropped() if describe(handle)[0] in (AF_INET, AF_INET6) else (None, None)
+    return ListenerStats(queued, backlog, *dropped)
 
 
 def queue(handle: int) -> tuple[int | None, int | None]:
-    """How many connections wait, and how many may; None where the system does not tell. Raises OSError as `stats`."""
-    queued, backlog = queue_of(handle)
-    return ((queued, backlog) if backlog is not None else _unix_queue(handle)) or (queued, None)
+    """How many connections wait, and how many may: `queue_of`, and Linux's unix sockets."""
+    found = queue_of(handle)
+    if found[1] is None and describe(handle)[0] == AF_UNIX:
+        return _unix_queue(handle)
+    return found
 
 
-def _unix_queue(handle: int) -> tuple[int | None, int | None] | None:
-    """The same of a unix socket, which Linux tells over sock_diag; None for what is none, or is not told of."""
-    import os
+_SHOW_QUEUE, _QUEUE = 0x10, 4
+_LISTEN = 10
+
+
+def _unix_queue(handle: int) -> tuple[int | None, int | None]:
+    """From the kernel, about the socket with this inode. It is asked for no other, however many there are."""
     import struct
 
     from . import _netlink
 
     try:
-        show_queue, any_cookie, listening, length = 0x10, 0xFFFFFFFF, 10, 4  # linux/unix_diag.h
         inode = os.fstat(handle).st_ino & 0xFFFFFFFF
-        request = struct.pack("=BBxxIIIII", AF_UNIX, 0, 0xFFFFFFFF, inode, show_queue, any_cookie, any_cookie)
+        request = struct.pack("=BBxxIIIII", AF_UNIX, 0, 1 << _LISTEN, inode, _SHOW_QUEUE, 0xFFFFFFFF, 0xFFFFFFFF)
         body = _netlink.ask(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request)
-        queued, backlog = struct.unpack("=II", _netlink.attributes(body[16:])[length])
-    except (OSError, OverflowError, KeyError):
-        return None
-    return (queued, backlog) if body[2] == listening else (None, None)
+    except OSError:  # no netlink, or not for us; or the socket is of another network namespace
+        return None, None
+    two = _netlink.attributes(body[16:]).get(_QUEUE)
+    if body[2] != _LISTEN or two is None:
+        return None, None
+    queued, limit = struct.unpack("=II", two)
+    return queued, limit
 
 
 def _dropped() -> tuple[int | None, int | None]:
@@ -82,3 +94,26 @@ def _dropped() -> tuple[int | None, int | None]:
     counters = dict(zip(*lines, strict=True))
     overflows, drops = counters.get("ListenOverflows"), counters.get("ListenDrops")
     return None if overflows is None else int(overflows), None if drops is None else int(drops)
+
+
+def warn_if_less(asked: Iterable[tuple[Socket, int]], level: int = 2) -> None:
+    """Warns of listeners whose queue is shorter than was asked for, once for all of a call; -1 asks for the most.
+    Python shows a warning once for each line of code that it comes from; ``level`` says how far up that line is, 2
+    being the caller."""
+    for listener, backlog in asked:
+        granted = queue(listener.fileno())[1] if backlog >= 0 else None
+        if granted is not None and granted < backlog:
+            import warnings
+
+            wished = min(backlog, 0x7FFFFFFF)
+            if os.path.exists("/proc/sys/net/core/somaxconn"):
+                setting, container = "net.core.somaxconn", f"; for a container --sysctl net.core.somaxconn={wished}"
+            else:
+                setting, container = "kern.ipc.soacceptqueue", ""
+            warnings.warn(
+                f"a backlog of {backlog} was asked for, and the system grants {granted}: when so many connections wait,"
+                f" more are dropped and have to try again. To raise the limit: sysctl -w {setting}={wished}{container}",
+                RuntimeWarning,
+                stacklevel=level,
+            )
+            return

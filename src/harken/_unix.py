@@ -156,12 +156,13 @@ class UnixListener(Listener):
         self.getsockname()  # raises for one that is closed
         return self._path
 
-    def listen(self, backlog: int | None = None) -> None:
+    def _begin(self, backlog: int | None) -> int:
         """As `Listener.listen`; and the path is taken over now, if that was asked for."""
-        super().listen(backlog)
+        asked = super()._begin(backlog)
         if self.plan is not None:
             self.plan.listening(self)
         publish((self,))
+        return asked
 
     @property
     def options(self) -> Mapping[str, object]:

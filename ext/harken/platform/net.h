@@ -29,6 +29,7 @@
  *   net_taken                   does this error of bind() or listen() mean that somebody else has the port?
  *   net_listener_defaults       what every listening TCP socket wants before bind()
  *   net_exclusive               whether the address may be shared: a choice on some systems
+ *   net_has_family              is there an address of this family, so that a wildcard stands for something?
  *   net_hold                    keep others from listening on a bound address until we do
  *   net_backlog                 what to hand to listen() for a wished queue length
  *   net_queue                   how many connections wait, and how many may

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
 #include <limits.h>
 #include <net/if.h>
 #include <netdb.h>
@@ -419,6 +420,47 @@ static inline int net_exclusive(net_socket_t s, int on)
     int reuse = !on;
     return setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) == 0 ? 0 : errno;
 #endif
+}
+
+/* EADDRNOTAVAIL when no interface has an address of this family, though one has an address of the other; 0 when it is
+ * there, or cannot be told. bind() of the wildcard does not tell: with IPv6 disabled (disable_ipv6 = 1) Linux binds "::"
+ * as well as ever, and nobody can connect.
+ *
+ * Nearly always the loopback address answers. It is tried with a UDP socket, so that no TCP port is taken from anybody,
+ * not for an instant. Only where there is no loopback address are the interfaces gone through, those that are up: a
+ * machine without any has no network yet and may get either family. */
+static inline int net_has_family(int family)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+    } loopback;
+    socklen_t length = family == AF_INET6 ? sizeof loopback.in6 : sizeof loopback.in;
+    struct ifaddrs *list = NULL, *each;
+    int error = 0, others = 0, probe;
+    memset(&loopback, 0, sizeof loopback);
+    loopback.any.sa_family = (sa_family_t)family;
+    if (family == AF_INET6)
+        loopback.in6.sin6_addr = in6addr_loopback;
+    else
+        loopback.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (net_socket(family, SOCK_DGRAM, 0, &probe) != 0)
+        return 0; /* the socket that is wanted will tell why */
+    if (bind(probe, &loopback.any, length) != 0)
+        error = errno;
+    net_close(probe);
+    if (error != EADDRNOTAVAIL || getifaddrs(&list) != 0)
+        return 0;
+    for (each = list; each; each = each->ifa_next) {
+        int of = each->ifa_addr && each->ifa_flags & IFF_UP ? each->ifa_addr->sa_family : AF_UNSPEC;
+        if (of == family)
+            error = 0;
+        else if (of == AF_INET || of == AF_INET6)
+            others = 1;
+    }
+    freeifaddrs(list);
+    return others ? error : 0;
 }
 
 /* On Linux two sockets may be bound to one address when both have SO_REUSEADDR and neither listens; the first to listen

@@ -379,6 +379,13 @@ static inline int net_exclusive(net_socket_t s, int on)
     return setsockopt(s, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, (const char *)&on, sizeof on) == 0 ? 0 : WSAGetLastError();
 }
 
+/* Where Windows lets a socket of the family be made, its loopback address is there too. */
+static inline int net_has_family(int family)
+{
+    (void)family;
+    return 0;
+}
+
 /* Nothing to do: SO_EXCLUSIVEADDRUSE holds the address from bind() on. */
 static inline int net_hold(net_socket_t s, int family, int on)
 {
