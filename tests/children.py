@@ -128,6 +128,30 @@ def running(program: str, *, session: bool = False) -> Iterator[dict[str, Any]]:
         child.wait(30)
 
 
+def on_terminal(arguments: list[str], columns: int = 80) -> tuple[int, str]:
+    """Runs ``python -m harken`` on a terminal of this width, and gives its exit code and what it showed."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))  # type: ignore[attr-defined,unused-ignore]
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "harken", *arguments]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:
+        pass  # how a terminal says that the other end has closed
+    finally:
+        os.close(ours)
+    return child.wait(30), shown.decode()
+
+
 _SERVER = """
     {first}
     family = socket.AF_INET6 if ":" in "{host}" else socket.AF_INET

@@ -23,7 +23,17 @@ import pytest
 
 import children
 import harken
-from children import HAS_PSUTIL, NOBODY, needs_psutil, needs_root, needs_table, run, running, server
+from children import (
+    HAS_PSUTIL,
+    NOBODY,
+    needs_psutil,
+    needs_root,
+    needs_table,
+    on_terminal,
+    run,
+    running,
+    server,
+)
 from harken import _foresee, _holders, _netlink, _options
 from harken.__main__ import main
 from machine import HAS_IPV6, WINDOWS, linux_only, needs_ipv6
@@ -1021,29 +1031,11 @@ def test_what_the_exit_codes_mean_is_said(capsys: pytest.CaptureFixture[str]) ->
 
 @linux_only
 def test_a_table_for_a_person() -> None:
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
     with running(server()) as child:
         bind = f"127.0.0.1:{child['port']}"
-        command = [sys.executable, "-m", "harken", "check", "127.0.0.1:0", bind]
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        asked = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                shown += chunk
-        except OSError:
-            pass  # how a terminal says that the other end has closed
-        finally:
-            os.close(ours)
-            assert asked.wait(30) == 1
-    headings, free, taken, *hint = shown.decode().splitlines()
+        code, shown = on_terminal(["check", "127.0.0.1:0", bind], columns=70)
+    assert code == 1
+    headings, free, taken, *hint = shown.splitlines()
     assert headings.split() == ["VERDICT", "ADDRESS", "BIND", "BACKLOG", "CAUSE", "HELD", "BY"]
     assert re.match(r"free +127\.0\.0\.1:0 +127\.0\.0\.1:0 ", free)
     assert re.match(rf"taken +{re.escape(bind)} +{re.escape(bind)} +- +listener", taken)

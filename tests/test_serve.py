@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 import harken
+from children import on_terminal
 from harken.__main__ import main
 from machine import WINDOWS, linux_only, needs_ipv6, posix_only
 
@@ -155,23 +155,10 @@ def test_json_lines_tell_the_same_to_a_program() -> None:
 
 @linux_only
 def test_a_terminal_gets_figures_that_change_in_place() -> None:
-    import pty
-
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "harken", "serve", "127.0.0.1:0", "--for", "1.5"]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:
-        pass  # how a terminal says that the other end has closed
-    finally:
-        os.close(ours)
-        assert child.wait(30) == 0
-    assert b"\ropen 0  accepted 0  0/s  queued 0\x1b[K" in shown
-    assert b"accepted 0 connections" in shown
+    code, shown = on_terminal(["serve", "127.0.0.1:0", "--for", "1.5"])
+    assert code == 0
+    assert "\ropen 0  accepted 0  0/s  queued 0\x1b[K" in shown
+    assert "accepted 0 connections" in shown
 
 
 def test_a_port_in_use_is_said_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 import harken
-from children import needs_table, running, server
+from children import needs_table, on_terminal, running, server
 from harken import Holder, _holders, _who
 from harken.__main__ import main
 from machine import linux_only
@@ -42,28 +41,10 @@ def test_json_for_a_program() -> None:
 
 @linux_only
 def test_a_table_for_a_person() -> None:
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
     with running(server()) as child:
-        command = [sys.executable, "-m", "harken", "who", f"127.0.0.1:{child['port']}"]
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        asked = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment)
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                shown += chunk
-        except OSError:
-            pass  # how a terminal says that the other end has closed
-        finally:
-            os.close(ours)
-            assert asked.wait(30) == 0
-    headings, line = shown.decode().splitlines()
+        code, shown = on_terminal(["who", f"127.0.0.1:{child['port']}"], columns=90)
+    assert code == 0
+    headings, line = shown.splitlines()
     assert headings.split() == ["PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND"]
     assert re.match(rf"{child['pid']} +\S+ +listening +127\.0\.0\.1:{child['port']} +python", line)
     assert len(line) == 90
