@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import random
 import re
 import socket
 import stat
@@ -107,8 +108,10 @@ def agrees(told: dict[str, Any], *, fails_alike: bool = True) -> list[str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with harken.listen(f"[{host}]:0" if ":" in host else f"{host}:0") as listeners:
-        return listeners.port
+    """A port that nobody has, and that the system gives to none of the tests that run beside this one."""
+    first = random.randrange(10000, 30000)
+    with harken.listen(f"[{host}]:{first}-{first + 100}" if ":" in host else f"{host}:{first}-{first + 100}") as found:
+        return found.port
 
 
 # ---------------------------------------------------------------------------- who has it

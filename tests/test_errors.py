@@ -173,7 +173,9 @@ def test_a_held_bind_is_the_cause() -> None:
 def test_a_connection_that_goes_out_from_the_port_is_the_cause() -> None:
     with harken.listen("127.0.0.1:0") as far, socket.create_connection(("127.0.0.1", far.port), timeout=10) as client:
         error = failing(f"127.0.0.1:{client.getsockname()[1]}")
-        assert (error.cause, error.holders[0].pid, error.holders[0].state) == ("bound", os.getpid(), "established")
+        assert error.cause == "bound"
+        # Another process's connection to elsewhere may go out from the same port.
+        assert (os.getpid(), "established") in [(holder.pid, holder.state) for holder in error.holders]
         assert "has a connection from" in error.hint
 
 

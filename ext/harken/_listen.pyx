@@ -101,6 +101,7 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
             for opened in sockets:
                 sock = <Socket>opened  # unchecked, which saves a look at the class
                 error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
+                sock.wished = backlog
                 if error:
                     fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
         if not tools.held and (backlog >= 0 or special is not None):
@@ -213,10 +214,10 @@ cdef list bind_one(
                     continue
                 if plan is None and not multipath:
                     sock = <Socket>c.object_of(tools.listener)
-                    error = open_bound(sock, address, address.ai_protocol, None, False, &step)
+                    error = open_bound(sock, address, address.ai_protocol, None, False, tools.held, &step)
                 else:
                     sock = new_socket(tools, plan)
-                    error = open_tuned(sock, address, plan, bind[3] if multipath else None, told, &step)
+                    error = open_tuned(sock, address, plan, bind[3] if multipath else None, told, tools.held, &step)
                     multipath = multipath and not told
                 if error == 0:
                     sockets.append(sock)
@@ -263,7 +264,7 @@ cdef list bind_one(
 
 cdef Socket new_socket(Tools tools, object plan):
     if plan is None:
-        return tools.listener()
+        return <Socket>c.object_of(tools.listener)
     from harken._plan import TunedListener
     return TunedListener.of(plan)
 
@@ -273,7 +274,7 @@ cdef list bind_special(
 ):
     """Whatever is more than one name and one port by TCP. ``special`` gets ``[bind, its sockets, plan]``."""
     cdef Socket sock
-    cdef Py_ssize_t first = len(sockets)
+    cdef Py_ssize_t n, first = len(sockets)
     cdef list of_bind
     scheme = bind[6]
     if scheme == "fd" or scheme == "systemd":
@@ -294,7 +295,7 @@ cdef list bind_special(
         left_out = bind_dual(tools, bind, plan, sockets, left_out)
     else:
         left_out = bind_one(tools, bind, plan, scheme == "mptcp", sockets, left_out, 0)
-    if tools.held or (plan is not None and plan.guards):
+    if tools.held:
         for sock in sockets[first:]:  # at once: whoever tries the same ports must not join
             sock.hold(backlog if plan is None else plan.backlog)
     special.append([bind, sockets[first:], plan])
@@ -327,7 +328,7 @@ cdef Socket bind_vsock(Tools tools, tuple bind, object plan):
         memset(&address, 0, sizeof(address))
         address.ai_family, address.ai_socktype = c.NET_AF_VSOCK, c.SOCK_STREAM
         address.ai_addr, address.ai_addrlen = &name.any, length
-        error = open_bound(sock, &address, 0, plan, False, &step)
+        error = open_bound(sock, &address, 0, plan, False, tools.held, &step)
         if error == 0:
             return sock
         if not c.net_taken(error):
@@ -348,17 +349,19 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
         bind, plan = entry[0], entry[2]
         length = backlog if plan is None else plan.backlog
         there = bind[6] == "fd" or bind[6] == "systemd"
+        sock.wished = length
         if there and tools.held:
-            sock.wished = length
+            pass
         elif there and state_of(sock) == "listening":
-            sock.wished = length
             if length >= 0:
                 sock._begin(length)  # of a Listener: it lengthens the queue, or leaves it alone
         else:
             error = sock.hold(length) if tools.held else sock.listen_for(length)
+            if error and c.net_taken(error) and plan is not None and plan.may_join(sock):
+                error = sock.listen_for(length)
             if error:
                 if tools.held or bind[5] is None or not c.net_taken(error):
-                    fail("setsockopt" if tools.held else "listen", (<object>sock).address, error)
+                    fail("setsockopt" if tools.held else "listen", (<object>sock).address, error, plan)
                 n = go_on(tools, entry, sockets, error)
                 continue
         if plan is not None and not tools.held:
@@ -404,7 +407,7 @@ cdef int give_back(list special) except -1:
 
 
 cdef int open_bound(
-    Socket sock, const addrinfo *address, int proto, object plan, bint joining, const char **step
+    Socket sock, const addrinfo *address, int proto, object plan, bint joining, bint held, const char **step
 ) except? -1:
     """socket, options, bind. After an error the socket is closed, and ``step`` names the call that failed."""
     cdef int error, only = plan is None or not plan.takes_both
@@ -422,9 +425,19 @@ cdef int open_bound(
         prepare(sock, address, plan, joining)
     if error == 0:
         step[0] = b"bind"
-        error = sock.bind_to(address.ai_addr, <net_length_t>address.ai_addrlen)
+        error = bind_held(sock, address) if held else sock.bind_to(address.ai_addr, <net_length_t>address.ai_addrlen)
     if error:
         sock.end()
+    return error
+
+
+cdef int bind_held(Socket sock, const addrinfo *address) noexcept:
+    """Alone first, so that of two that hold a port at the same moment one is refused. Only then beside what may be
+    connections in TIME_WAIT."""
+    cdef net_length_t length = <net_length_t>address.ai_addrlen
+    cdef int error = c.net_hold(sock.handle, address.ai_family, True) or sock.bind_to(address.ai_addr, length)
+    if error and c.net_taken(error):
+        error = c.net_hold(sock.handle, address.ai_family, False) or sock.bind_to(address.ai_addr, length)
     return error
 
 
@@ -438,25 +451,25 @@ cdef int prepare(Socket sock, const addrinfo *address, object plan, bint joining
 
 
 cdef int open_tuned(
-    Socket sock, const addrinfo *address, object plan, object multipath, list told, const char **step
+    Socket sock, const addrinfo *address, object plan, object multipath, list told, bint held, const char **step
 ) except? -1:
     """open_bound() with options. ``multipath`` is a bind that asks for MPTCP: where the system has it not, TCP it is,
     and ``told`` says so."""
     cdef int error = 0, proto = address.ai_protocol
     if multipath is not None:
-        error = c.NET_EPROTONOSUPPORT
+        step[0], error = b"socket", c.NET_EPROTONOSUPPORT
         if c.NET_IPPROTO_MPTCP >= 0:
-            error = open_bound(sock, address, c.NET_IPPROTO_MPTCP, plan, False, step)
+            error = open_bound(sock, address, c.NET_IPPROTO_MPTCP, plan, False, held, step)
         if error == 0 or step[0][0] == b"b":  # at bind() MPTCP is there already
             proto = c.NET_IPPROTO_MPTCP
         else:
             told.append((multipath, error_of(error)))
     if multipath is None or told:
-        error = open_bound(sock, address, proto, plan, False, step)
+        error = open_bound(sock, address, proto, plan, False, held, step)
     if error and c.net_taken(error) and plan is not None and plan.guards:
         if plan.is_ours(decode(address.ai_addr, address.ai_addrlen)):
-            error = open_bound(sock, address, proto, plan, True, step)
-    if error == 0 and plan is not None:
+            error = open_bound(sock, address, proto, plan, True, held, step)
+    if error == 0 and held and plan is not None:
         try:
             plan.bound(sock, decode(address.ai_addr, address.ai_addrlen))
         except BaseException:

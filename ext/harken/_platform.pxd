@@ -115,7 +115,7 @@ cdef extern from "platform/net.h" nogil:
     const char *NET_SYSTEM
     const int NET_BUFFER_FACTOR, NET_FASTOPEN_MOST
     const int NET_AF_VSOCK, NET_IPPROTO_MPTCP
-    const bint NET_EXCLUSIVE_IS_A_CHOICE, NET_JOINS_LATE
+    const bint NET_EXCLUSIVE_IS_A_CHOICE, NET_JOINS_LATE, NET_SETS_BOTH, NET_TAKES_BOTH
     const size_t NET_PATH_AT, NET_PATH_ROOM
     const bint NET_WAITS_BY_POLL
     const int NET_WAIT_SLICE

@@ -38,6 +38,8 @@ IPPROTO_MPTCP: int
 SYSTEM: str
 EXCLUSIVE_IS_A_CHOICE: bool
 JOINS_LATE: bool
+SETS_BOTH: bool
+TAKES_BOTH: bool
 BUFFER_FACTOR: int
 FASTOPEN_MOST: int
 OPTIONS: dict[str, tuple[tuple[int, int], tuple[int, int], bool]]

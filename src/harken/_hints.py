@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shlex
@@ -28,6 +29,8 @@ def hint_for(error: ListenError) -> str:
         return _in_use(error) + (JOIN if joining else "")
     if isinstance(error, socket.gaierror):
         return _no_address(error.errno, str(error.address))
+    if isinstance(error, io.UnsupportedOperation):
+        return ""  # it says all
     if error.option:
         return _option(*error.option, error.errno or 0)
     by_number = _BY_NUMBER.get(error.errno or 0)
@@ -246,7 +249,8 @@ def _name_too_long(error: ListenError) -> str:
 
 def _not_here(error: ListenError) -> str:
     if isinstance(error.address, str):
-        return ""
+        own = "`*` stands for this machine's own context, and `local`, its loopback, needs the module vsock_loopback"
+        return own if error.address.startswith("vsock://") else ""
     host = error.address[0]
     mine = local_addresses()
     if ":" in host and mine and not any(":" in one for one in mine):

@@ -63,7 +63,9 @@ class Listener(Socket):
     @property
     def options(self) -> Mapping[str, object]:
         """The options that were asked for, as the system has them now: it rounds some, and caps others."""
-        return {}
+        asked = carried(self)[0]
+        granted = None if asked < 0 else self.backlog
+        return {} if asked < 0 else {"backlog": asked if granted is None else granted}
 
     def listen(self, backlog: int | None = None) -> None:
         """From now on connections are accepted: `Socket.listen`. One that listens already is left alone, unless a

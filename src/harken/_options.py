@@ -15,7 +15,7 @@ from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from ._address import normal_host
-from ._constants import EXCLUSIVE_IS_A_CHOICE, OPTIONS, SYSTEM
+from ._constants import EXCLUSIVE_IS_A_CHOICE, OPTIONS, SYSTEM, TAKES_BOTH
 
 if TYPE_CHECKING:
     from ._bind import Bind
@@ -91,7 +91,8 @@ class Options:
     incoming_cpu: int | None = None
     """SO_INCOMING_CPU (Linux): of a reuse_port group, this socket takes what arrives on that CPU."""
     busy_poll: int | None = None
-    """SO_BUSY_POLL (Linux; to raise it needs CAP_NET_ADMIN): microseconds for which a read looks into the device."""
+    """SO_BUSY_POLL (Linux; to raise it older kernels want CAP_NET_ADMIN): microseconds for which a read looks into the
+    device."""
     inheritable: bool | None = None
     """Child processes have the listener too. Connections are never inherited."""
     mode: int | None = None
@@ -165,7 +166,9 @@ def _text(name: str, value: object) -> None:
 
 
 def _somebody(name: str, value: object) -> None:
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
+        if not value:
+            raise ValueError(f"{name} is a name or a number, and not empty")
         return
     if not isinstance(value, int) or isinstance(value, bool):
         _wrong(name, "a name or a number", value)
@@ -234,7 +237,7 @@ def _read(name: str, text: str) -> object:
     if name in ("interface", "congestion"):
         return text
     digits = text.removeprefix("0o") if name == "mode" else text
-    if digits.isascii() and digits.isdigit() and len(digits) < 20:
+    if digits.isascii() and digits.isdigit() and len(digits) < 300:
         try:
             return int(digits, 8 if name == "mode" else 10)
         except ValueError:
@@ -284,7 +287,9 @@ def _lacking(bind: Bind, options: Options, name: str) -> str:
         return "" if hasattr(os, "chown") else "its paths have no such thing"
     if name == "exclusive" and bind.scheme != "unix" and not options.exclusive and not EXCLUSIVE_IS_A_CHOICE:
         return "it never lets two listen on one address, unless both have reuse_port"
-    if name in _NUMBERED and name not in OPTIONS:
+    if name == "ipv6_only" and not options.ipv6_only and not TAKES_BOTH:
+        return "its IPv6 sockets never take IPv4"
+    if name in _NUMBERED and name not in OPTIONS and getattr(options, name) is not False:  # which it always is then
         return _WHY_NOT.get(name, "it has no such option")
     return ""
 
@@ -325,7 +330,7 @@ def for_binds(call: str, binds: Sequence[Bind], keywords: dict[str, object]) -> 
                 from ._errors import failure
 
                 reason = io.UnsupportedOperation(EOPNOTSUPP, f"{name} cannot be had on {SYSTEM}: {lacking}")
-                raise failure("setsockopt", str(bind), reason)
+                raise failure("setsockopt", str(bind), reason, (name, getattr(options, name)))
         found.append(options)
     return found
 

@@ -18,11 +18,12 @@ from ._constants import (
     AF_UNIX,
     BUFFER_FACTOR,
     FASTOPEN_MOST,
-    IPPROTO_IP,
     IPPROTO_IPV6,
+    IPPROTO_MPTCP,
     IPV6_V6ONLY,
     JOINS_LATE,
     OPTIONS,
+    SETS_BOTH,
     SO_REUSEADDR,
     SOL_SOCKET,
 )
@@ -71,14 +72,15 @@ class Plan:
 
     def concerned(self, step: str) -> tuple[str, object] | None:
         """The option that an error of this step has to do with."""
-        return ("reuse_port", True) if step == "bind" and self.guards else None
+        return ("reuse_port", True) if step in ("bind", "listen") and self.guards else None
 
-    def is_ours(self, address: Address) -> bool:
+    def is_ours(self, address: Address, *states: str) -> bool:
         """Is the group on this port one that this process has?"""
         from ._holders import holders
 
         try:
-            return os.getpid() in {holder.pid for holder in holders(address)}
+            found = holders(address)
+            return os.getpid() in {holder.pid for holder in found if not states or holder.state in states}
         except (OSError, ValueError):
             return False
 
@@ -87,6 +89,8 @@ class Plan:
         options = self.options
         if options.exclusive is not None and sock.family != AF_UNIX:
             _attempt(address, "exclusive", options.exclusive, set_exclusive, sock, options.exclusive)
+        if options.inheritable is not None:
+            sock.set_inheritable(options.inheritable)
         if self.guards and not JOINS_LATE and not joining and address[1]:
             self._must_be_free(sock, address)
         if options.reuse_port and (joining or options.reuse_port == "join" or not JOINS_LATE):
@@ -113,23 +117,34 @@ class Plan:
                     raise failure("bind", address, reason, self.concerned("bind")) from None
 
     def bound(self, sock: Socket, address: Address) -> None:
-        """After bind(2), which would have let other processes in when the port was to be shared already."""
+        """After bind(2), of a port that is held until it listens: from here on this process may have others beside it.
+        Before bind(2) it would have let in other processes too."""
         if self.guards and JOINS_LATE:
             self._set(sock, address, "reuse_port", 1)
 
+    def may_join(self, sock: Socket) -> bool:
+        """After listen(2) found somebody who listens: is it one of this process's own group, bound by the same call?"""
+        address = sock.getsockname()
+        if not (self.guards and JOINS_LATE and self.is_ours(address, "listening")):
+            return False
+        self._set(sock, address, "reuse_port", 1)
+        return True
+
     def listening(self, sock: Socket) -> None:
         """After listen(2)."""
-        options = self.options
         address = sock.getsockname()
+        if self.guards and JOINS_LATE:
+            # Not earlier: listen(2) refuses all but one of those that bound the port at the same moment, unless they
+            # are to share it already.
+            self._set(sock, address, "reuse_port", 1)
         for name, value in self._values(_AFTER):
             self._set(sock, address, name, min(value, FASTOPEN_MOST) if isinstance(value, int) else value)
-        if options.inheritable is not None:
-            sock.set_inheritable(options.inheritable)
         at_accept = b"".join(
             _packed(*number, _value(name, value, number[0]))
             for name, value in self._values(_OF_CONNECTIONS)
             for number in _numbers(name, sock)
-            if not OPTIONS[name][2] or sock.family == AF_UNIX
+            # Of an MPTCP listener a plain TCP connection does not have all: busy_poll, for one.
+            if not OPTIONS[name][2] or sock.family == AF_UNIX or sock.proto == IPPROTO_MPTCP
         )
         if at_accept:
             set_at_accept(sock, at_accept)
@@ -139,6 +154,8 @@ class Plan:
         address = listener.address
         for name, value in self._values(_BEFORE):
             self._set(listener, address, name, value)
+        if self.options.inheritable is not None:
+            listener.set_inheritable(self.options.inheritable)
         return TunedListener.of(self, let_go(listener))
 
     def _values(self, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
@@ -155,7 +172,7 @@ class Plan:
 
     def _set(self, sock: Socket, address: Address, name: str, value: object) -> None:
         for number in _numbers(name, sock):
-            _attempt(address, name, value, _set_one, sock, number, _value(name, value, number[0]))
+            _attempt(address, name, value, _set_one, sock, number, name, value)
 
 
 class TunedListener(Listener):
@@ -193,15 +210,21 @@ def read_back(sock: Listener, name: str, asked: Options) -> object:
         return sock.get_inheritable()
     if name == "ipv6_only":
         return bool(sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)) if sock.family == AF_INET6 else value
-    if name in ("mode", "owner", "group", "exclusive"):
+    if name in ("mode", "owner", "group", "exclusive") or name not in OPTIONS:
         return value
     level, option = _numbers(name, sock)[0]
-    if isinstance(value, str) and name != "reuse_port":
-        return sock.getsockopt(level, option, 16).partition(b"\0")[0].decode() if level != IPPROTO_IP else value
+    if name == "interface" and level != SOL_SOCKET:
+        return value  # by its index
+    if name in ("interface", "congestion"):
+        return sock.getsockopt(level, option, 16).partition(b"\0")[0].decode()
     told = sock.getsockopt(level, option)
-    if isinstance(value, bool) or name == "reuse_port":
-        return bool(told) and value
-    return told // BUFFER_FACTOR if name in ("rcvbuf", "sndbuf") else told
+    if isinstance(value, bool):
+        return bool(told)
+    if value == "join":
+        return value if told else False
+    if name in ("rcvbuf", "sndbuf"):
+        return told // BUFFER_FACTOR
+    return told & 0xFFFFFFFF if name == "mark" else told
 
 
 def _numbers(name: str, sock: Socket) -> list[tuple[int, int]]:
@@ -209,7 +232,7 @@ def _numbers(name: str, sock: Socket) -> list[tuple[int, int]]:
     ipv4, ipv6, _ = OPTIONS[name]
     if sock.family != AF_INET6:
         return [ipv4]
-    both = ipv4 != ipv6 and JOINS_LATE and not sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
+    both = ipv4 != ipv6 and SETS_BOTH and not sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
     return [ipv6, ipv4] if both else [ipv6]
 
 
@@ -223,7 +246,8 @@ def _value(name: str, value: object, level: int) -> int | bytes:
     return value.encode()
 
 
-def _set_one(sock: Socket, number: tuple[int, int], value: int | bytes) -> None:
+def _set_one(sock: Socket, number: tuple[int, int], name: str, asked: object) -> None:
+    value = _value(name, asked, number[0])
     sock.setsockopt(*number, struct.pack("=I", value) if isinstance(value, int) else value)
 
 

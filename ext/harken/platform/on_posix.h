@@ -74,6 +74,11 @@ typedef struct iovec net_buffer_t;
 #define NET_SYSTEM "this system"
 #endif
 
+#ifdef __OpenBSD__
+#define NET_TAKES_BOTH 0
+#else
+#define NET_TAKES_BOTH 1
+#endif
 #ifdef NET_VSOCK
 #define NET_AF_VSOCK AF_VSOCK
 #else
@@ -83,10 +88,12 @@ typedef struct iovec net_buffer_t;
 #define NET_IPPROTO_MPTCP 262 /* in Linux's headers since 5.6, in C libraries later */
 #define NET_EXCLUSIVE_IS_A_CHOICE 0
 #define NET_JOINS_LATE 1
+#define NET_SETS_BOTH 1
 #else
 #define NET_IPPROTO_MPTCP (-1)
 #define NET_EXCLUSIVE_IS_A_CHOICE 1
 #define NET_JOINS_LATE 0
+#define NET_SETS_BOTH 0
 #endif
 
 #ifdef SOCK_CLOEXEC

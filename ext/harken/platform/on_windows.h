@@ -37,6 +37,8 @@ typedef WSABUF net_buffer_t;
 #define NET_IPPROTO_MPTCP (-1)
 #define NET_EXCLUSIVE_IS_A_CHOICE 1
 #define NET_JOINS_LATE 0
+#define NET_SETS_BOTH 0
+#define NET_TAKES_BOTH 1
 #define NET_EAI_SYSTEM INT_MIN /* Winsock has no such code: every EAI_* is a Winsock error number */
 
 #ifndef IF_NAMESIZE
