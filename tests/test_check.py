@@ -8,7 +8,6 @@ import inspect
 import io
 import json
 import os
-import random
 import re
 import socket
 import stat
@@ -109,7 +108,7 @@ def agrees(told: dict[str, Any], *, fails_alike: bool = True) -> list[str]:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody has, and that the system gives to none of the tests that run beside this one."""
-    first = random.randrange(10000, 30000)
+    first = 10000 + os.getpid() * 101 % 20000
     with harken.listen(f"[{host}]:{first}-{first + 100}" if ":" in host else f"{host}:{first}-{first + 100}") as found:
         return found.port
 
