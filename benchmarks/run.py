@@ -36,6 +36,7 @@ CASES = [
     Case("steps", "a listener opened and closed: step by step", 200),
     Case("drain_many", "{} queued: accept_many(64); stdlib: accept()", 2000),
     Case("drain_many_nonblocking", "{} queued: accept_many(64); stdlib: accept(), setblocking(False)", 2000),
+    Case("drain_engine", "{} queued: Acceptor.accept_many(); stdlib: accept(), setblocking(False)", 2000),
     Case("drain_one", "{} queued, addresses asked for: accept()", 2000),
     Case("import", "import; stdlib: import socket", 1),
 ]

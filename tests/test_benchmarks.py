@@ -23,6 +23,7 @@ CASES = {
     "steps",
     "drain_many",
     "drain_many_nonblocking",
+    "drain_engine",
     "drain_one",
     "import",
 }

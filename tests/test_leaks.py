@@ -80,10 +80,28 @@ def accept() -> None:
             assert connection.recv(4) == b"ping"
 
 
+def accept_by_engine() -> None:
+    with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor(limit=1) as acceptor:
+        with socket.create_connection(("127.0.0.1", listeners.port)) as client, next(acceptor) as connection:
+            client.sendall(b"ping")
+            assert connection.recv(4) == b"ping"
+        acceptor.stats()
+
+
+def accept_by_engine_in_vain() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        for wrong in ([listeners[0], listeners[0]], [listeners[0], None], []):
+            with pytest.raises((TypeError, ValueError)):
+                harken.Acceptor(wrong)
+        acceptor = listeners.acceptor()
+    with pytest.raises(OSError, match="."):  # its listener is gone
+        acceptor.accept_many()
+
+
 @pytest.mark.parametrize(
     ("use", "rounds"),
     [(resolve, 10_000), (resolve_in_vain, 1_000), (listen, 2_000), (listen_for_others, 1_000), (listen_in_vain, 1_000),
-     (accept, 500)],
+     (accept, 500), (accept_by_engine, 500), (accept_by_engine_in_vain, 500)],
 )  # fmt: skip
 def test_no_use_leaves_a_handle_behind(use: Callable[[], None], rounds: int) -> None:
     use()
@@ -103,8 +121,10 @@ def test_a_handle_that_is_left_would_be_counted() -> None:
 
 @linux_only
 @pytest.mark.parametrize(
-    ("use", "rounds"), [(resolve, 10_000), (resolve_in_vain, 3_000), (listen, 5_000), (listen_in_vain, 3_000)]
-)
+    ("use", "rounds"),
+    [(resolve, 10_000), (resolve_in_vain, 3_000), (listen, 5_000), (listen_in_vain, 3_000), (accept_by_engine, 3_000),
+     (accept_by_engine_in_vain, 3_000)],
+)  # fmt: skip
 def test_no_use_leaves_memory_behind(use: Callable[[], None], rounds: int) -> None:
     """The smallest thing that could be lost, an entry of an address list, is 80 bytes."""
     for _ in range(rounds // 10):
@@ -173,6 +193,16 @@ FLOW = """
             for one in listeners[0].accept_many():
                 one.close()
             str(listeners), listeners[0].stats(), listeners[0].url
+        with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor(limit=2) as acceptor:
+            clients = [harken.Socket() for _ in range(3)]
+            for client in clients:
+                client.connect(listeners[0].address)
+            one, two = next(acceptor), next(acceptor)
+            one.detach(), two.close(), acceptor.release()
+            next(acceptor).close(), acceptor.wait(0), acceptor.stats(), repr(acceptor)
+            listeners.close()
+            for client in clients:
+                client.close()
         try:
             harken.listen("127.0.0.1:0", "192.0.2.77:0")
         except OSError as error:

@@ -9,6 +9,8 @@ cdef extern from "platform/net.h" nogil:
         pass
     ctypedef struct net_waker_t:
         pass
+    ctypedef struct net_lock_t:
+        pass
 
     # Addresses: the same names in both worlds.
     struct in_addr:
@@ -108,7 +110,15 @@ cdef extern from "platform/net.h" nogil:
     bint net_vsock_put(net_address_t *address, unsigned int cid, unsigned int port, net_length_t *length)
     bint net_vsock_get(const sockaddr *address, unsigned int *cid, unsigned int *port)
     bint net_died_waiting(int error)
+    bint net_forbidden(int error)
+    bint net_overloaded(int error)
     double net_monotonic()
+    void net_lock_init(net_lock_t *lock)
+    void net_lock(net_lock_t *lock)
+    void net_unlock(net_lock_t *lock)
+    long net_add(long *number, long more)
+    long net_get(long *number)
+    long net_swap(long *number, long value)
 
     const net_socket_t NET_INVALID
     const net_option_t *net_options
@@ -122,7 +132,7 @@ cdef extern from "platform/net.h" nogil:
     const int NET_TIMED_OUT, NET_READY, NET_WOKEN
     const int NET_DONTWAIT
     const int NET_EAFNOSUPPORT, NET_EADDRINUSE, NET_EADDRNOTAVAIL, NET_EBADF, NET_ECONNRESET, NET_EINPROGRESS
-    const int NET_EINTR, NET_EISCONN, NET_ENOTSUP, NET_EPROTONOSUPPORT, NET_EWOULDBLOCK
+    const int NET_EINTR, NET_EISCONN, NET_ENOMEM, NET_ENOTSUP, NET_EPROTONOSUPPORT, NET_EWOULDBLOCK
     const int NET_EAI_SYSTEM
     const char *NET_ERROR_TEXT(int number)
     const int NET_SOCK_NONBLOCK, NET_SOCK_CLOEXEC, NET_AI_NUMERICSERV
@@ -139,11 +149,38 @@ cdef extern from "platform/net.h" nogil:
     const int POLLIN, POLLOUT
     const int INET6_ADDRSTRLEN, IF_NAMESIZE
 
+cdef extern from "platform/engine.h" nogil:
+    const int NET_FAILURES
+    ctypedef struct net_failures_t:
+        int *error
+        unsigned long long *count
+    ctypedef struct net_engine_calls_t:
+        const char *name
+    ctypedef struct net_engine_t:
+        const net_engine_calls_t *calls
+        net_socket_t *listeners
+        int count, left, armed, stopped, culprit, full
+        net_failures_t failures
+    const char *net_engine_name(int index)
+    int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)
+    void net_engine_close(net_engine_t *engine)
+    void net_engine_abandon(net_engine_t *engine)
+    void net_engine_stop(net_engine_t *engine)
+    int net_engine_arm(net_engine_t *engine, bint on)
+    void net_engine_remove(net_engine_t *engine, int index)
+    int net_engine_timer(net_engine_t *engine, int milliseconds)
+    void net_engine_wake(net_engine_t *engine)
+    void net_engine_calm(net_engine_t *engine)
+    int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
+    int net_engine_take(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where, int *count)
+    int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
+
 cdef extern from "platform/raise.h":
     int net_raise(int number) except -1
 
 cdef extern from "platform/objects.h":
     object object_of(type kind)
+    object object_like(object model)
     object tuple_of(type kind, list items)
     bint python_is_ending()
 

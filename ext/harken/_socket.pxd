@@ -1,21 +1,28 @@
 from harken._platform cimport PyThread_type_lock, net_length_t, net_socket_t, net_waker_t, sockaddr
 
 
+cdef struct watch_t:
+    # Somebody who must know before a handle is closed or given away; he owns this, and unlinks it in `gone`.
+    watch_t *next
+    void (*gone)(watch_t *self) noexcept
+
+
 cdef class Socket:
     cdef net_socket_t handle  # owned: closed once, by close() or with this object; NET_INVALID when there is none
     cdef readonly int family, type, proto
     cdef int calls  # system calls in flight on the handle, by any thread
     cdef int transfers  # those among them that net_nudge() ends: send, recv, connect
     cdef unsigned int forks  # names the process in which the two were counted
-    cdef bint blocks  # the mode of the handle itself
-    cdef bint has_waker
+    cdef unsigned char blocks  # the mode of the handle itself
+    cdef unsigned char held  # bound so that nobody else can listen: undone before listen(2)
+    cdef unsigned char listens  # made to by this object
+    cdef unsigned char has_waker
     cdef net_waker_t waker  # owned: made by the first accept() that waits, closed with the handle
-    cdef bint held  # bound so that nobody else can listen: undone before listen(2)
-    cdef bint listens  # made to by this object
     cdef int wished  # the backlog for listen(), -1 for the most
     cdef double seconds  # the timeout: negative waits for ever, 0 not at all
     cdef PyThread_type_lock idle  # owned by close(): released by the last call that leaves
     cdef bytes at_accept  # what each connection is to be given: see _plan.py; None for most
+    cdef watch_t *watchers  # those who must know before the handle goes; NULL for most
     cdef object __weakref__
 
     cdef int open(self, int family, int type, int proto) noexcept
@@ -30,6 +37,7 @@ cdef class Socket:
     cdef void forget_other_process(self) noexcept
     cdef net_socket_t let_go(self, bint nudge) noexcept
     cdef int shut(self) noexcept
+    cdef void tell_watchers(self) noexcept
     cdef int closed(self) except -1
     cdef int must_be_open(self) except -1
 

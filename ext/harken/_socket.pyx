@@ -118,6 +118,7 @@ cdef class Socket:
         """Closes the handle and the waker; for sockets without a call in flight."""
         cdef int error
         cdef net_socket_t handle = self.handle
+        self.tell_watchers()
         self.handle = c.NET_INVALID
         self.drop_waker()
         if handle == c.NET_INVALID:
@@ -167,6 +168,7 @@ cdef class Socket:
             return handle
         if self.forks != forks():
             self.forget_other_process()
+        self.tell_watchers()
         self.handle = c.NET_INVALID
         if self.calls == 0:
             self.drop_waker()
@@ -182,6 +184,14 @@ cdef class Socket:
             c.net_nudge(handle)
         return handle
 
+    cdef void tell_watchers(self) noexcept:
+        """The handle is about to be closed or given away. It does not hand over the GIL."""
+        cdef watch_t *watcher
+        while self.watchers != NULL:
+            watcher = self.watchers
+            self.watchers = watcher.next
+            watcher.gone(watcher)
+
     cdef int closed(self) except -1:
         return c.net_raise(c.NET_EBADF)
 
@@ -192,8 +202,8 @@ cdef class Socket:
 
     cdef int set_blocks(self, bint on) except -1:
         cdef int error
-        if c.NET_WAITS_BY_POLL or self.blocks == on:
-            return 0
+        if c.NET_WAITS_BY_POLL or self.blocks == on or self.watchers != NULL:
+            return 0  # whoever watches accepts in batches, and must not be held up where a batch ends
         error = c.net_blocking(self.handle, on)
         if error:
             return c.net_raise(error)
@@ -829,6 +839,7 @@ cdef class Socket:
         cdef net_socket_t handle
         if self.handle == c.NET_INVALID:
             return -1
+        self.tell_watchers()
         if c.NET_WAITS_BY_POLL and self.seconds < 0:
             c.net_blocking(self.handle, True)
         else:

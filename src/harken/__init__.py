@@ -9,7 +9,9 @@ The map of the house, in the order of the flow:
     _listen      the story, name → addresses → socket → bind → listen: `listen`, `bind`
     _plan        when each option is set
     _listener    what a server holds: `Listeners`, `Listener`
-    _stats       how long the queues are: `stats`
+    _acceptor    the accept engine: batches, limits, overload: `Acceptor`         (compiled)
+    _overload    what the log is told when descriptors run out
+    _stats       how long the queues are: `stats`; what an acceptor did: `AcceptorStats`
     _unix        unix sockets: whose a path is, and from when
     _handover    the same as `socket.socket` objects, for other servers
     _inherit     sockets that are there already: `adopt`, `from_systemd`
@@ -63,10 +65,11 @@ from ._listen import bind, listen
 from ._listener import Listener, Listeners
 from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
 from ._socket import Socket
-from ._stats import ListenerStats, stats
+from ._stats import AcceptorStats, ListenerStats, stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ._acceptor import Acceptor
     from ._errors import AddressInUseError, ListenError
     from ._holders import Holder, holders
     from ._inherit import adopt, from_systemd
@@ -84,6 +87,8 @@ __all__ = [
     "AI_NUMERICSERV",
     "AI_PASSIVE",
     "AI_V4MAPPED",
+    "Acceptor",
+    "AcceptorStats",
     "AddrInfo",
     "AddrInfoEntry",
     "AddressInUseError",
@@ -140,6 +145,12 @@ def __getattr__(name: str) -> object:
         from . import _inherit
 
         return getattr(_inherit, name)
+    if name == "Acceptor":
+        from ._acceptor import Acceptor
+
+        return Acceptor
+    if name == "AcceptorStats":
+        return AcceptorStats
     if name == "Options":
         from ._options import Options
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ._types import Address
+    from ._acceptor import Acceptor
+    from ._types import Address, OnOverload
 
 
 class Listener(Socket):
@@ -129,6 +130,19 @@ class Listeners(tuple[Listener, ...]):
         from ._handover import hand_over
 
         return [hand_over(listener) for listener in self]
+
+    def acceptor(
+        self,
+        *,
+        batch: int | None = None,
+        limit: int | None = None,
+        on_overload: OnOverload = "pause",
+        engine: str | None = None,
+    ) -> Acceptor:
+        """What takes connections from all of them, in batches, and survives running out of descriptors: `Acceptor`."""
+        from ._acceptor import Acceptor
+
+        return Acceptor(self, batch=batch, limit=limit, on_overload=on_overload, engine=engine)
 
     close = close_each  # compiled: a loop here would cost as much as making a listener
 

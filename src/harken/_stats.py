@@ -1,4 +1,4 @@
-"""The accept queue, as the system tells it."""
+"""What is counted: the accept queue by the system, accepting by an `Acceptor`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,60 @@ class ListenerStats:
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={getattr(self, name)}" for name in ("queued", "backlog", "overflows", "drops"))
         return f"ListenerStats({facts})"
+
+
+class AcceptorStats:
+    """What an `Acceptor` has done so far; a value that does not change. It is imported before descriptors run out."""
+
+    __slots__ = ("accepted", "engine", "failed", "high_water", "open", "paused", "pauses", "shed")
+
+    accepted: int
+    """Connections that it took."""
+    open: int
+    """Those that are open now, or were given away and not released."""
+    high_water: int
+    """The most that were open at once."""
+    shed: int
+    """Clients that were accepted and closed at once, for want of descriptors."""
+    failed: dict[int, int]
+    """How often accepting failed, by error number: connections that died waiting, and EMFILE and its like."""
+    pauses: int
+    """How often it stopped by itself: at the limit of open connections, or for want of descriptors."""
+    paused: float
+    """For how many seconds in all."""
+    engine: str
+    """How it takes connections: "accept4", "accept"."""
+
+    def __init__(
+        self,
+        accepted: int,
+        open: int,
+        high_water: int,
+        shed: int,
+        failed: dict[int, int],
+        pauses: int,
+        paused: float,
+        engine: str,
+    ) -> None:
+        facts = (accepted, open, high_water, shed, failed, pauses, paused, engine)
+        for name, value in zip(_FACTS, facts, strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"AcceptorStats do not change: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AcceptorStats):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _FACTS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"AcceptorStats({', '.join(f'{name}={getattr(self, name)!r}' for name in _FACTS)})"
+
+
+_FACTS = ("accepted", "open", "high_water", "shed", "failed", "pauses", "paused", "engine")
 
 
 def stats(listener: HasFileno | int) -> ListenerStats:

@@ -34,10 +34,14 @@
  *   net_backlog                 what to hand to listen() for a wished queue length
  *   net_queue                   how many connections wait, and how many may
  *   net_died_waiting            does this error of accept() concern one connection only?
+ *   net_forbidden, net_overloaded  was it refused by a rule? for want of descriptors or memory?
  *   net_scope_name              the interface behind a scope id
  *   net_vsock_put, net_vsock_get  the address of a virtual machine's socket, where the system has them
  *   (options.h)                 the options of sockets that this system has
  *   net_monotonic               seconds on a clock that never jumps
+ *   net_lock, net_unlock, net_yield  between threads, for a short time
+ *   net_add, net_get, net_swap  numbers that threads share
+ *   (engine.h)                  taking connections from many listeners
  */
 #ifndef HARKEN_NET_H
 #define HARKEN_NET_H

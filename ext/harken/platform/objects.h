@@ -3,6 +3,7 @@
 #define HARKEN_OBJECTS_H
 
 #include <Python.h>
+#include <string.h>
 
 /* An object of a class of ours, as its __new__ makes it: __init__ is not called. */
 static inline PyObject *object_of(PyTypeObject *kind)
@@ -13,6 +14,20 @@ static inline PyObject *object_of(PyTypeObject *kind)
         Py_DECREF(none_given);
     }
     return made;
+}
+
+/* A copy of an object of a class of ours that the garbage collector does not track, and that has no reference but one, to
+ * None, in its fields: what __new__ would make, in a third of the time. */
+static inline PyObject *object_like(PyObject *model)
+{
+    PyTypeObject *kind = Py_TYPE(model);
+    PyObject *made = PyObject_Malloc((size_t)kind->tp_basicsize);
+    if (made == NULL)
+        return PyErr_NoMemory();
+    memcpy((char *)made + sizeof(PyObject), (char *)model + sizeof(PyObject),
+           (size_t)kind->tp_basicsize - sizeof(PyObject));
+    Py_INCREF(Py_None);
+    return PyObject_Init(made, kind);
 }
 
 /* An object of a subclass of tuple, with the items of a list. tuple.__new__ would make an exact tuple first. */

@@ -13,6 +13,7 @@
 #include <arpa/inet.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -48,6 +49,7 @@ typedef struct iovec net_buffer_t;
 #define NET_EINPROGRESS EINPROGRESS
 #define NET_EINTR EINTR
 #define NET_EISCONN EISCONN
+#define NET_ENOMEM ENOMEM
 #define NET_ENOTSUP EOPNOTSUPP
 #define NET_EWOULDBLOCK EAGAIN
 #define NET_EPROTONOSUPPORT EPROTONOSUPPORT
@@ -249,6 +251,15 @@ static inline int net_died_waiting(int error)
     }
 }
 
+/* Linux: a firewall's word about one connection; or a sandbox's about accept() itself, which is never over. */
+static inline int net_forbidden(int error) { return error == EPERM; }
+
+/* The process or the system has no descriptors or no memory left. */
+static inline int net_overloaded(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
 static inline int net_connect(net_socket_t s, const struct sockaddr *address, net_length_t length)
 {
     return connect(s, address, length) == 0 ? 0 : errno;
@@ -301,7 +312,7 @@ static inline void net_control_put(void *at, int level, int type, const void *da
     memcpy(CMSG_DATA(item), data, size);
 }
 
-/* A waker is one eventfd on Linux, a pipe elsewhere. It is pulled once and never reset: whoever waits, leaves. */
+/* A waker is one eventfd on Linux, a pipe elsewhere. Once pulled, whoever waits leaves. */
 typedef struct {
     int read;
     int write;
@@ -333,6 +344,14 @@ static inline void net_waker_pull(net_waker_t *waker)
     static const char eight[8] = {1, 1, 1, 1, 1, 1, 1, 1}; /* the size that an eventfd takes */
     ssize_t written = write(waker->write, eight, sizeof eight);
     (void)written;
+}
+
+/* Once after each pull. */
+static inline void net_waker_calm(net_waker_t *waker)
+{
+    char eight[8];
+    ssize_t got = read(waker->read, eight, sizeof eight);
+    (void)got;
 }
 
 static inline void net_waker_close(net_waker_t *waker)
@@ -530,6 +549,18 @@ static inline int net_queue(net_socket_t s, long *queued, long *limit)
 
 /* The name of an interface; `name` has room for IF_NAMESIZE bytes. */
 static inline int net_scope_name(unsigned index, char *name) { return if_indextoname(index, name) ? 0 : errno; }
+
+/* For a few instructions or system calls, none of which needs the GIL: so it may be waited for with the GIL. */
+typedef pthread_mutex_t net_lock_t;
+static inline void net_lock_init(net_lock_t *lock) { (void)pthread_mutex_init(lock, NULL); }
+static inline void net_lock(net_lock_t *lock) { (void)pthread_mutex_lock(lock); }
+static inline void net_unlock(net_lock_t *lock) { (void)pthread_mutex_unlock(lock); }
+static inline void net_yield(void) { (void)sched_yield(); }
+
+/* Numbers that threads share, in one order for all of them. `net_add` returns the sum. */
+static inline long net_add(long *number, long more) { return __atomic_add_fetch(number, more, __ATOMIC_SEQ_CST); }
+static inline long net_get(long *number) { return __atomic_load_n(number, __ATOMIC_SEQ_CST); }
+static inline long net_swap(long *number, long value) { return __atomic_exchange_n(number, value, __ATOMIC_SEQ_CST); }
 
 static inline double net_monotonic(void)
 {

@@ -29,6 +29,7 @@ typedef WSABUF net_buffer_t;
 #define NET_EINPROGRESS WSAEWOULDBLOCK /* what a non-blocking connect() says here */
 #define NET_EINTR WSAEINTR
 #define NET_EISCONN WSAEISCONN
+#define NET_ENOMEM WSAENOBUFS
 #define NET_ENOTSUP WSAEOPNOTSUPP
 #define NET_EWOULDBLOCK WSAEWOULDBLOCK
 #define NET_EPROTONOSUPPORT WSAEPROTONOSUPPORT
@@ -208,6 +209,20 @@ static inline int net_died_waiting(int error)
     return error == WSAECONNRESET || error == WSAECONNABORTED || error == WSAENOTCONN || error == ERROR_NETNAME_DELETED;
 }
 
+/* No firewall speaks by an error here. */
+static inline int net_forbidden(int error)
+{
+    (void)error;
+    return 0;
+}
+
+/* The process or the system has no handles or no memory left. */
+static inline int net_overloaded(int error)
+{
+    return error == WSAEMFILE || error == WSAENOBUFS || error == WSA_NOT_ENOUGH_MEMORY || error == ERROR_OUTOFMEMORY ||
+           error == ERROR_TOO_MANY_OPEN_FILES;
+}
+
 static inline int net_connect(net_socket_t s, const struct sockaddr *address, net_length_t length)
 {
     return connect(s, address, length) == 0 ? 0 : WSAGetLastError();
@@ -291,6 +306,13 @@ static inline int net_waker_open(net_waker_t *waker)
 }
 
 static inline void net_waker_pull(net_waker_t *waker) { (void)send(waker->self, "", 1, 0); }
+
+/* Once after each pull. */
+static inline void net_waker_calm(net_waker_t *waker)
+{
+    char one;
+    (void)recv(waker->self, &one, 1, 0);
+}
 
 static inline void net_waker_close(net_waker_t *waker)
 {
@@ -423,6 +445,18 @@ static inline int net_scope_name(unsigned index, char *name)
     *name = 0;
     return WSAEOPNOTSUPP;
 }
+
+/* For a few instructions or system calls, none of which needs the GIL: so it may be waited for with the GIL. */
+typedef SRWLOCK net_lock_t;
+static inline void net_lock_init(net_lock_t *lock) { InitializeSRWLock(lock); }
+static inline void net_lock(net_lock_t *lock) { AcquireSRWLockExclusive(lock); }
+static inline void net_unlock(net_lock_t *lock) { ReleaseSRWLockExclusive(lock); }
+static inline void net_yield(void) { Sleep(0); }
+
+/* Numbers that threads share, in one order for all of them. `net_add` returns the sum. */
+static inline long net_add(long *number, long more) { return InterlockedExchangeAdd(number, more) + more; }
+static inline long net_get(long *number) { return InterlockedCompareExchange(number, 0, 0); }
+static inline long net_swap(long *number, long value) { return InterlockedExchange(number, value); }
 
 static inline double net_monotonic(void)
 {

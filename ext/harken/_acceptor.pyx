@@ -1,0 +1,1006 @@
+"""Step 5 for a server: the accept engine. Connections from many listeners in batches, never more than the server can
+hold, also when descriptors run out.
+
+Who owns what. An `Acceptor` borrows its listeners and owns an engine (platform/engine.h), which does the system calls,
+and a gauge, which counts the connections that are open. Every connection holds the gauge, too: it counts down when it
+is closed, and wakes the engine when there is room again. A listener that is closed or given away tells the acceptor
+before, through a watch_t: the engine forgets the handle before anybody else can have its number.
+
+Locking. `gauge.lock` is over the engine (all of its calls but wait and wake) and the acceptor's state; it is held for
+one batch at the most, and nobody who has it wants the GIL, so it may be waited for with the GIL. `calls` counts the
+threads in net_engine_wait(); the last one to leave a closed acceptor closes the engine.
+
+Forks. The child of a fork must not touch the parent's engine, for an epoll set is shared with it: the first use makes a
+new one.
+"""
+
+import cython
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_SetObject
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_RawCalloc, PyMem_RawFree
+from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM
+from libc.math cimport ceil, isnan
+
+cimport harken._platform as c
+from harken._lifecycle cimport forks
+from harken._platform cimport net_engine_t, net_failures_t, net_lock_t, net_socket_t
+from harken._socket cimport Socket, watch_t
+
+cdef enum:
+    BATCH = 64  # connections that accept_many() takes at the most, unless told
+    STRIDE = 16  # the same for iteration, where the last of a batch waits until those before it were dealt with
+    CHUNK = 128  # connections that one trip into C takes at the most: so long is the lock held
+    FIRST_PAUSE = 10  # milliseconds, when descriptors have run out; doubled each time, until
+    LONGEST_PAUSE = 1000
+
+cdef enum:  # why no connections are taken, bits of `reasons`
+    BY_USER = 1
+    FULL = 2
+    STARVED = 4
+
+cdef enum:  # what stood in the way, beside the error number
+    NOTHING = 0
+    OVERLOAD = 1
+    LISTENER = 2
+
+cdef enum:  # policies
+    PAUSE = 0
+    SHED = 1
+    ASK = 2
+
+
+cdef struct gauge_t:
+    # Shared by an acceptor and its connections. The numbers are for net_add() and its like.
+    long references
+    long open  # connections that are open, or were given away and not released
+    long closed  # connections that were closed, ever: has room been made since?
+    long full  # 1: whoever brings `open` down to `low` wakes the engine
+    long starved  # 1: whoever closes a connection wakes it
+    long ended  # no listeners are left
+    long low
+    unsigned int forks  # names the process whose engine this is
+    net_lock_t lock
+    net_engine_t *engine  # owned by the acceptor; NULL when closed
+
+
+cdef struct node_t:
+    # One listener, and its word to the acceptor. First is what the listener knows.
+    watch_t watch
+    PyObject *socket  # borrowed; NULL when it is gone
+    gauge_t *gauge
+    int index
+
+
+cdef void unreference(gauge_t *gauge, long count) noexcept nogil:
+    if c.net_add(&gauge.references, -count) == 0:
+        PyMem_RawFree(gauge)
+
+
+cdef void wake(gauge_t *gauge) noexcept nogil:
+    if gauge.forks != forks():
+        return  # the parent's; the first use in this process looks by itself
+    c.net_lock(&gauge.lock)
+    if gauge.engine != NULL:
+        c.net_engine_wake(gauge.engine)
+    c.net_unlock(&gauge.lock)
+
+
+cdef void count_down(gauge_t *gauge, long count) noexcept nogil:
+    """Connections were closed."""
+    cdef long left = c.net_add(&gauge.open, -count)
+    cdef bint wanted = False
+    c.net_add(&gauge.closed, count)
+    if c.net_get(&gauge.starved) and c.net_swap(&gauge.starved, 0):
+        wanted = True
+    if left <= gauge.low and c.net_get(&gauge.full) and c.net_swap(&gauge.full, 0):
+        wanted = True
+    if wanted:
+        wake(gauge)
+
+
+cdef void gone(watch_t *watch) noexcept:
+    """A listener is about to be closed or given away."""
+    cdef node_t *node = <node_t *>watch
+    cdef gauge_t *gauge = node.gauge
+    node.socket = NULL
+    if gauge.forks != forks():
+        return
+    c.net_lock(&gauge.lock)
+    if gauge.engine != NULL:
+        forget(gauge, node.index)
+    c.net_unlock(&gauge.lock)
+
+
+cdef void forget(gauge_t *gauge, int index) noexcept nogil:
+    """With the lock: no connections from this listener any more."""
+    c.net_engine_remove(gauge.engine, index)
+    if gauge.engine.left == 0:
+        c.net_swap(&gauge.ended, 1)
+        c.net_engine_stop(gauge.engine)
+
+
+cdef class Accepted(Socket):
+    """A `Socket` that an `Acceptor` took, and counts as long as it is open."""
+
+    cdef gauge_t *gauge  # a reference of its own; NULL when it is not counted any more
+
+    cdef int shut(self) noexcept:
+        cdef int error = Socket.shut(self)
+        self.leave_gauge()
+        return error
+
+    cdef int end(self) noexcept:
+        cdef int error = Socket.end(self)
+        self.leave_gauge()
+        return error
+
+    @cython.critical_section
+    cdef void leave_gauge(self) noexcept:
+        cdef gauge_t *gauge = self.gauge
+        self.gauge = NULL
+        if gauge != NULL:
+            count_down(gauge, 1)
+            unreference(gauge, 1)
+
+    @cython.critical_section
+    cdef net_socket_t let_go(self, bint nudge) noexcept:
+        cdef net_socket_t handle = Socket.let_go(self, nudge)
+        if not nudge and handle != c.NET_INVALID and self.gauge != NULL:
+            # Given away open: it is counted until Acceptor.release().
+            unreference(self.gauge, 1)
+            self.gauge = NULL
+        return handle
+
+
+cdef class Acceptor:
+    """Takes connections from one or many listeners: for a thread, or for an event loop.
+
+    ::
+
+        for connection in acceptor:             # a thread: blocks until the acceptor is closed
+            pool.submit(serve, connection)
+
+        loop.add_reader(acceptor.fileno(), ...)  # a loop: calls accept_many(), which never blocks
+
+    ``listeners`` are a `Socket`, or any number of them, that listen; they are borrowed, and taken from in turns. One
+    that is closed or given away is left out from then on; with the last one the acceptor ends, as by close().
+
+    ``batch`` is how many connections are taken at once at the most (None: 64 by accept_many(), 16 by iteration). A
+    small one shares the work better among processes that have the same listener.
+
+    ``limit`` is how many connections may be open at once: further clients wait in the system's queue, and are let in
+    when an eighth of the limit has become free. A connection that was given away with detach() or to_socket() counts
+    until release().
+
+    ``on_overload`` says what to do when the process or the system has no descriptors or no memory left (EMFILE, ENFILE,
+    ENOBUFS, ENOMEM; WSAEMFILE, WSAENOBUFS). "pause": clients wait in the queue; it is tried again after 10 ms, then
+    20, up to a second, and as soon as a connection from here is closed. "shed": clients are accepted and closed at
+    once, with a descriptor that is kept for this. Or a function ``(acceptor, error)`` that returns "pause" (or None),
+    "shed", or the seconds to pause; if it fails, sys.unraisablehook is told, and it pauses. The logger "harken" gets a
+    line a second at the most.
+
+    ``engine`` is how it is done: "accept4" (Linux: epoll and accept4) or "accept" (everywhere: poll and accept). None:
+    the best one that works.
+
+    Raises TypeError or ValueError for what is no listener, does not listen or is named twice; OSError when the engine
+    cannot be had.
+    """
+
+    cdef gauge_t *gauge  # a reference of its own
+    cdef node_t *nodes  # owned: one a listener
+    cdef int count  # listeners
+    cdef tuple sockets  # the listeners; () when closed
+    cdef Accepted model  # what connections are copies of
+    cdef list ready  # taken for iteration and not given out, the last first
+    cdef object asked  # the user's function
+    cdef bytes engine
+    cdef readonly int batch
+    cdef int stride
+    cdef long most  # limit; 0: none
+    cdef int policy
+    cdef int calls  # threads in net_engine_wait()
+    cdef bint shut
+    cdef object __weakref__
+    # With the lock:
+    cdef int reasons
+    cdef int delay  # milliseconds of the last pause; 0: none since a success
+    cdef double until  # when the pause is over
+    cdef double since  # when it was that `reasons` became more than BY_USER
+    cdef double paused
+    cdef double logged  # when the last line was
+    cdef unsigned long long accepted, shedded, pauses
+    cdef long high_water
+    cdef net_socket_t reserve  # owned: a descriptor for shedding, and for the first import of logging
+    cdef net_failures_t failed_before  # by the engine that a fork left behind
+
+    def __cinit__(self):
+        self.reserve = c.NET_INVALID
+        self.sockets = ()
+        self.ready = []
+        self.model = Accepted.__new__(Accepted)
+        self.shut = True
+        self.logged = -1e9
+        self.gauge = <gauge_t *>PyMem_RawCalloc(1, sizeof(gauge_t))
+        if self.gauge == NULL:
+            raise MemoryError()
+        self.gauge.references = 1
+        self.gauge.forks = forks()
+        c.net_lock_init(&self.gauge.lock)
+
+    def __init__(self, listeners, *, batch=None, limit=None, on_overload="pause", engine=None):
+        cdef int error
+        cdef net_engine_t *made = NULL
+        if self.nodes != NULL:
+            raise RuntimeError("this Acceptor has its listeners already")
+        self.batch = BATCH if batch is None else at_least_one(batch, "batch")
+        self.stride = STRIDE if batch is None else self.batch
+        self.most = 0 if limit is None else at_least_one(limit, "limit")
+        # An eighth of a small limit is nothing: then there must be room for one.
+        self.gauge.low = min(self.most - 1, self.most - self.most // 8)
+        self.policy = self.policy_of(on_overload)
+        self.asked = on_overload if self.policy == ASK else None
+        self.engine = engine_of(engine)
+        self.watch_over((listeners,) if isinstance(listeners, Socket) else tuple(listeners))
+        error = self.open(&made)
+        if error == 0:
+            error = c.net_socket((<Socket>self.sockets[0]).family, c.SOCK_STREAM, 0, &self.reserve)
+        if error == 0:
+            error = c.net_engine_arm(made, True)
+        if error:
+            if made != NULL:
+                c.net_engine_close(made)
+            self.give_back()
+            try:
+                c.net_raise(error)
+            except OSError as failure:
+                if engine is not None:
+                    failure.add_note(f"the engine {engine!r} cannot be had here")
+                raise
+        self.gauge.engine = made
+        self.shut = False
+
+    def __del__(self):
+        cdef list left = self.ready
+        self.close()
+        while left:
+            left.pop().close()  # nobody can ask for them any more
+
+    def __dealloc__(self):
+        self.give_back()
+        if self.gauge.engine != NULL:
+            if self.gauge.forks == forks():
+                c.net_engine_close(self.gauge.engine)
+            else:
+                c.net_engine_abandon(self.gauge.engine)
+            self.gauge.engine = NULL
+        unreference(self.gauge, 1)
+
+    # ------------------------------------------------------------------ what it is made of
+
+    cdef int policy_of(self, object on_overload) except -1:
+        if isinstance(on_overload, str):
+            if on_overload == "pause":
+                return PAUSE
+            if on_overload == "shed":
+                return SHED
+            raise ValueError(f"on_overload must be 'pause', 'shed' or a function, not {on_overload!r}")
+        if not callable(on_overload):
+            raise TypeError(f"on_overload must be 'pause', 'shed' or a function, not {type(on_overload).__name__}")
+        return ASK
+
+    cdef int watch_over(self, tuple listeners) except -1:
+        """Checks all before the first is touched."""
+        cdef Socket listener
+        cdef int n, error, listening
+        cdef set handles = set()
+        if not listeners:
+            raise ValueError("an Acceptor needs at least one listener")
+        for n, given in enumerate(listeners):
+            if not isinstance(given, Socket):
+                raise TypeError(f"listeners must be Sockets, not {type(given).__name__}")
+            listener = given
+            if listener.handle == c.NET_INVALID:
+                raise ValueError(f"listener {n} is closed")
+            if listener.type != c.SOCK_STREAM:
+                raise ValueError(f"listener {n} is no stream socket, and has no connections: {listener!r}")
+            listening = 0
+            error = c.net_listening(listener.handle, &listening)
+            if error:
+                c.net_raise(error)
+            if not listening:
+                raise ValueError(f"listener {n} does not listen yet, call its listen(): {listener!r}")
+            if listener.handle in handles:
+                raise ValueError(f"listener {n} is there twice: {listener!r}")
+            handles.add(listener.handle)
+        self.nodes = <node_t *>PyMem_Calloc(len(listeners), sizeof(node_t))
+        if self.nodes == NULL:
+            raise MemoryError()
+        self.sockets = listeners
+        self.count = <int>len(listeners)
+        for n in range(self.count):
+            listener = <Socket>listeners[n]
+            listener.set_blocks(False)
+            self.nodes[n].watch.gone = gone
+            self.nodes[n].watch.next = listener.watchers
+            self.nodes[n].socket = <PyObject *>listener
+            self.nodes[n].gauge = self.gauge
+            self.nodes[n].index = n
+            listener.watchers = &self.nodes[n].watch
+        return 0
+
+    cdef void give_back(self) noexcept:
+        """Nobody watches the listeners any more, and the reserve is free."""
+        cdef watch_t **at
+        cdef int n
+        for n in range(self.count):
+            if self.nodes[n].socket == NULL:
+                continue
+            at = &(<Socket>self.nodes[n].socket).watchers
+            while at[0] != NULL and at[0] != &self.nodes[n].watch:
+                at = &at[0].next
+            if at[0] != NULL:
+                at[0] = at[0].next
+            self.nodes[n].socket = NULL
+        self.count = 0
+        PyMem_Free(self.nodes)
+        self.nodes = NULL
+        if self.reserve != c.NET_INVALID:
+            c.net_close(self.reserve)
+            self.reserve = c.NET_INVALID
+
+    cdef int open(self, net_engine_t **made) noexcept:
+        """The engine, for the listeners that are left."""
+        cdef net_socket_t *handles = <net_socket_t *>PyMem_Calloc(self.count, sizeof(net_socket_t))
+        cdef const char *name = NULL
+        cdef int n, error = c.NET_ENOMEM
+        if self.engine is not None:
+            name = PyBytes_AS_STRING(self.engine)
+        made[0] = NULL
+        if handles != NULL:
+            for n in range(self.count):
+                handles[n] = c.NET_INVALID
+                if self.nodes[n].socket != NULL:
+                    handles[n] = (<Socket>self.nodes[n].socket).handle
+            error = c.net_engine_open(name, handles, self.count, made)
+            PyMem_Free(handles)
+        return error
+
+    # ------------------------------------------------------------------ with the lock
+
+    cdef void pause_for(self, int reason) noexcept nogil:
+        if not self.reasons & (FULL | STARVED):
+            self.since = c.net_monotonic()
+            self.pauses += 1
+        self.reasons |= reason
+        c.net_engine_arm(self.gauge.engine, False)
+
+    cdef void over(self, int reason) noexcept nogil:
+        """The listeners are armed by settle()."""
+        if self.reasons & reason:
+            self.reasons &= ~reason
+            if not self.reasons & (FULL | STARVED):
+                self.paused += c.net_monotonic() - self.since
+
+    cdef int settle(self) noexcept nogil:
+        """Ends the pauses that are over."""
+        cdef int error
+        cdef gauge_t *gauge = self.gauge
+        if self.reasons & FULL and c.net_get(&gauge.open) <= gauge.low:
+            c.net_swap(&gauge.full, 0)
+            self.over(FULL)
+        if self.reasons & STARVED and (not c.net_get(&gauge.starved) or c.net_monotonic() >= self.until):
+            c.net_swap(&gauge.starved, 0)
+            c.net_engine_timer(gauge.engine, -1)
+            self.over(STARVED)
+        if self.reasons:
+            return 0
+        error = c.net_engine_arm(gauge.engine, True)
+        if error:
+            self.starve(c.net_get(&gauge.closed))
+        return error
+
+    cdef void starve(self, long closed) noexcept nogil:
+        """There are no descriptors, or no memory. ``closed``: how many connections were closed before the attempt."""
+        cdef gauge_t *gauge = self.gauge
+        self.delay = min(2 * self.delay, LONGEST_PAUSE) if self.delay else FIRST_PAUSE
+        self.pause_for(STARVED)
+        self.until = c.net_monotonic() + self.delay / 1000.0
+        c.net_swap(&gauge.starved, 1)
+        if c.net_get(&gauge.closed) != closed:
+            c.net_swap(&gauge.starved, 0)  # room was made meanwhile
+            c.net_engine_wake(gauge.engine)
+        else:
+            c.net_engine_timer(gauge.engine, self.delay)
+
+    cdef int shed(self) noexcept nogil:
+        """Accepts and closes, a batch at the most, with the descriptor in reserve. Tells how many."""
+        cdef net_socket_t taken
+        cdef int where, count, done = 0, error = 0
+        while done < self.batch and error == 0 and self.reserve != c.NET_INVALID:
+            c.net_close(self.reserve)
+            error = c.net_engine_take(self.gauge.engine, 1, True, &taken, &where, &count)
+            if count:
+                c.net_close(taken)
+                done += 1
+            c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
+        self.shedded += done
+        return done
+
+    cdef int grab(self, int wished, bint nonblocking, net_socket_t *taken, int *where, int *count,
+                  int *obstacle) noexcept nogil:
+        """One batch. The error is what stood in the way of the first connection."""
+        cdef net_engine_t *engine = self.gauge.engine
+        cdef gauge_t *gauge = self.gauge
+        cdef int error, listening = 0
+        cdef long open, closed
+        c.net_engine_calm(engine)
+        error = self.settle()
+        if error:
+            obstacle[0] = OVERLOAD
+            return error
+        if not engine.stopped:
+            if self.reasons:
+                return c.NET_EWOULDBLOCK
+            if self.most:
+                wished = <int>min(wished, self.most - c.net_get(&gauge.open))
+                if wished < 1:
+                    self.fill_up()
+                    return c.NET_EWOULDBLOCK
+            if self.reserve == c.NET_INVALID:
+                c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
+        closed = c.net_get(&gauge.closed)
+        error = c.net_engine_take(engine, wished, nonblocking, taken, where, count)
+        if count[0]:
+            self.accepted += count[0]
+            self.delay = 0
+            open = c.net_add(&gauge.open, count[0])
+            c.net_add(&gauge.references, count[0])
+            self.high_water = max(self.high_water, open)
+            if self.most and open >= self.most:
+                self.fill_up()
+            return 0
+        if error == c.NET_EWOULDBLOCK or error == c.NET_EINTR:
+            return error
+        if engine.culprit >= 0 and not (c.net_listening(engine.listeners[engine.culprit], &listening) == 0
+                                        and listening):
+            forget(gauge, engine.culprit)
+            obstacle[0] = LISTENER
+            return error
+        # No descriptors, no memory; or something unheard-of, from a listener that is well: not again at once.
+        obstacle[0] = OVERLOAD
+        count_failure(&engine.failures, error, 1)
+        if self.policy == SHED and self.shed():
+            return error
+        self.starve(closed)
+        return error
+
+    cdef void fill_up(self) noexcept nogil:
+        """So many connections are open as may be."""
+        self.pause_for(FULL)
+        c.net_swap(&self.gauge.full, 1)
+        if c.net_get(&self.gauge.open) <= self.gauge.low:
+            c.net_engine_wake(self.gauge.engine)  # they were closed meanwhile, and nobody saw that we wait for it
+
+    cdef int grab_locked(self, int wished, bint nonblocking, net_socket_t *taken, int *where, int *count,
+                         int *obstacle) noexcept nogil:
+        cdef int error = c.NET_EBADF
+        count[0] = 0
+        obstacle[0] = NOTHING
+        c.net_lock(&self.gauge.lock)
+        if self.gauge.engine != NULL:
+            error = self.grab(wished, nonblocking, taken, where, count, obstacle)
+        c.net_unlock(&self.gauge.lock)
+        return error
+
+    # ------------------------------------------------------------------ taking
+
+    def accept_many(self, limit=None):
+        """The connections that wait, at most ``limit`` and at most a batch, as a list of non-blocking sockets. It does
+        not block: an empty list when nobody waits, while paused, and when the limit of open connections is reached.
+
+        Raises EBADF when the acceptor is closed, or its last listener is; OSError, once, for a listener that can accept
+        no more (it is left out from then on).
+        """
+        cdef int wished = self.batch if limit is None else min(at_least_one(limit, "limit"), self.batch)
+        cdef list found
+        cdef Socket connection
+        if not self.shut:
+            self.usable()
+        if self.ready:
+            found = []
+            while len(found) < wished and (connection := self.next_ready()) is not None:
+                connection.settimeout(0)
+                found.append(connection)
+            if found:
+                return found
+        found = self.take(wished, True)
+        if found is None:
+            c.net_raise(c.NET_EBADF)
+        return found
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef list found
+        if not self.shut:
+            self.usable()
+        while True:
+            connection = self.next_ready()
+            if connection is not None:
+                return connection
+            found = self.take(self.stride, False)
+            if found is None:
+                raise StopIteration
+            if found:
+                connection = found[0]
+                if len(found) > 1:
+                    del found[0]
+                    found.reverse()
+                    self.keep(found)
+                return connection
+            self.look(-1)
+
+    @cython.critical_section
+    cdef object next_ready(self):
+        return self.ready.pop() if self.ready else None
+
+    @cython.critical_section
+    cdef int keep(self, list found) except -1:
+        self.ready[:0] = found
+        return 0
+
+    cdef bint ended(self) noexcept:
+        return self.shut or c.net_get(&self.gauge.ended)
+
+    cdef list take(self, int wished, bint nonblocking):
+        """None when there will be no more."""
+        cdef net_socket_t taken[CHUNK]
+        cdef int where[CHUNK]
+        cdef int part, error, count, obstacle
+        cdef list found = []
+        cdef tuple sockets
+        while True:
+            if self.shut:
+                return found or None
+            self.usable()
+            sockets = self.sockets
+            part = min(wished - <int>len(found), CHUNK)
+            with nogil:
+                error = self.grab_locked(part, nonblocking, taken, where, &count, &obstacle)
+            if count:
+                self.wrap(sockets, nonblocking, taken, where, count, found)
+                if count == part and len(found) < wished:
+                    continue
+            elif obstacle == OVERLOAD:
+                self.overloaded(error)
+            elif error == c.NET_EINTR:
+                c.PyErr_CheckSignals()
+                continue
+            elif error != c.NET_EWOULDBLOCK and not found:
+                try:
+                    c.net_raise(error)
+                except OSError as failure:
+                    if obstacle == LISTENER:
+                        failure.add_note("one listener can accept no more; it was closed, or shut down, elsewhere")
+                    raise
+            elif not found and self.ended():
+                return None
+            return found
+
+    cdef int wrap(self, tuple sockets, bint nonblocking, net_socket_t *taken, int *where, int count,
+                  list found) except -1:
+        """Handles become objects; if there is no memory for one, it and the rest are closed."""
+        cdef int n = 0
+        cdef Socket listener
+        cdef Accepted connection
+        cdef object model = self.model
+        cdef bint blocks = not nonblocking and not c.NET_WAITS_BY_POLL
+        cdef double seconds = 0 if nonblocking else -1
+        cdef unsigned int process = forks()
+        try:
+            while n < count:
+                connection = <Accepted>c.object_like(model)
+                listener = <Socket>PyTuple_GET_ITEM(sockets, where[n])
+                connection.handle = taken[n]
+                connection.gauge = self.gauge
+                n += 1
+                connection.family, connection.type, connection.proto = listener.family, listener.type, listener.proto
+                connection.forks = process
+                connection.blocks = blocks
+                connection.seconds = seconds
+                if listener.at_accept is not None:
+                    listener.furnish(connection)
+                found.append(connection)
+        except BaseException:
+            while n < count:
+                c.net_close(taken[n])
+                count_down(self.gauge, 1)
+                unreference(self.gauge, 1)
+                n += 1
+            raise
+        return 0
+
+    # ------------------------------------------------------------------ overload
+
+    cdef int overloaded(self, int error) except -1:
+        """Tells the log, or asks the user's function."""
+        cdef double seconds = -1
+        cdef bint shed = False
+        if self.policy != ASK:
+            self.log(error)
+            return 0
+        try:
+            try:
+                c.net_raise(error)
+            except OSError as failure:
+                answer = self.asked(self, failure)
+            if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+                seconds = answer
+                if isnan(seconds) or seconds < 0:
+                    raise ValueError(f"on_overload returned {answer!r}, no number of seconds")
+            elif answer == "shed":
+                shed = True
+            elif answer is not None and answer != "pause":
+                raise TypeError(f"on_overload returned {answer!r}, which is neither 'pause', 'shed' nor a number")
+        except Exception as problem:
+            PyErr_SetObject(type(problem), problem)
+            c.PyErr_WriteUnraisable(self.asked)
+        if self.shut:
+            return 0
+        if shed or seconds >= 0:
+            with nogil:
+                c.net_lock(&self.gauge.lock)
+                if self.gauge.engine != NULL and self.reasons & STARVED:
+                    if shed and self.shed():
+                        c.net_swap(&self.gauge.starved, 0)
+                        self.settle()
+                    elif seconds >= 0 and c.net_get(&self.gauge.starved):
+                        seconds = max(0.001, min(seconds, 1e6))
+                        self.until = c.net_monotonic() + seconds
+                        c.net_engine_timer(self.gauge.engine, <int>ceil(seconds * 1000))
+                c.net_unlock(&self.gauge.lock)
+        return 0
+
+    cdef int log(self, int error) except -1:
+        cdef double now = c.net_monotonic()
+        if now - self.logged < 1:
+            return 0
+        self.logged = now
+        # The first line imports logging, which opens files.
+        c.net_lock(&self.gauge.lock)
+        if self.reserve != c.NET_INVALID:
+            c.net_close(self.reserve)
+            self.reserve = c.NET_INVALID
+        c.net_unlock(&self.gauge.lock)
+        try:
+            c.net_raise(error)
+        except OSError as failure:
+            try:
+                from ._overload import report
+                report(c.net_get(&self.gauge.open), failure, self.policy == SHED)
+            except Exception as problem:
+                PyErr_SetObject(type(problem), problem)
+                c.PyErr_WriteUnraisable(self)
+        return 0
+
+    # ------------------------------------------------------------------ waiting
+
+    def wait(self, timeout=None):
+        """Waits until accept_many() would find something: True. False when ``timeout`` seconds are over, or when the
+        acceptor is closed. None waits for ever."""
+        cdef double seconds = -1
+        if timeout is not None:
+            seconds = timeout
+            if isnan(seconds) or seconds < 0:
+                raise ValueError(f"timeout must be a number of seconds that is not negative: {timeout!r}")
+        if not self.shut:
+            self.usable()
+        return bool(self.ready) or (not self.ended() and self.look(c.net_monotonic() + seconds if seconds >= 0 else -1))
+
+    cdef bint look(self, double deadline) except -1:
+        """Like Socket.ready(): it has looked once, however short the time."""
+        cdef int error, milliseconds, outcome = c.NET_TIMED_OUT
+        cdef double left
+        cdef net_engine_t *engine
+        cdef bint looked = False
+        while True:
+            milliseconds = c.NET_WAIT_SLICE
+            if deadline >= 0:
+                left = max(0.0, ceil((deadline - c.net_monotonic()) * 1000))
+                if looked and left == 0:
+                    return 0
+                looked = True
+                if milliseconds < 0 or left < milliseconds:
+                    milliseconds = <int>min(left, 1 << 30)
+            engine = self.enter()
+            if engine == NULL:
+                return 0
+            with nogil:
+                error = c.net_engine_wait(engine, milliseconds, &outcome)
+            self.leave()
+            if self.ended():
+                return 0
+            if error and error != c.NET_EINTR:
+                return c.net_raise(error)
+            if outcome == c.NET_READY:
+                return 1
+            if outcome == c.NET_WOKEN:
+                error = self.refresh()
+                if error:
+                    self.overloaded(error)
+            c.PyErr_CheckSignals()
+
+    @cython.critical_section
+    cdef net_engine_t *enter(self) except? NULL:
+        if self.shut:
+            return NULL
+        if self.gauge.forks != forks():
+            self.begin_again()
+        self.calls += 1
+        return self.gauge.engine
+
+    @cython.critical_section
+    cdef void leave(self) noexcept:
+        self.calls -= 1
+        if self.shut and self.calls == 0:
+            self.finish()
+
+    cdef int refresh(self) noexcept:
+        """After a wake-up: is a pause over?"""
+        cdef int error = 0
+        with nogil:
+            c.net_lock(&self.gauge.lock)
+            if self.gauge.engine != NULL:
+                c.net_engine_calm(self.gauge.engine)
+                error = self.settle()
+            c.net_unlock(&self.gauge.lock)
+        return error
+
+    def fileno(self):
+        """What a loop can poll for reading: ready when accept_many() has something to do. On Linux an epoll descriptor;
+        -1 when closed. Raises OSError where the engine has none (the engine "accept")."""
+        cdef net_socket_t handle
+        cdef int error
+        if self.shut:
+            return -1
+        self.usable()
+        error = c.net_engine_fileno(self.gauge.engine, &handle)
+        if error:
+            try:
+                c.net_raise(error)
+            except OSError as failure:
+                failure.add_note(f"the engine {self.kind()!r} has nothing that a loop could poll: wait() in a thread")
+                raise
+        return handle
+
+    # ------------------------------------------------------------------ from any thread
+
+    def pause(self):
+        """From now on no connection is taken: clients wait in the system's queue. accept_many() returns an empty list,
+        and iteration waits."""
+        self.usable()
+        c.net_lock(&self.gauge.lock)
+        if self.gauge.engine != NULL:
+            self.reasons |= BY_USER
+            c.net_engine_arm(self.gauge.engine, False)
+        c.net_unlock(&self.gauge.lock)
+
+    def resume(self):
+        """Ends pause()."""
+        cdef int error = 0
+        self.usable()
+        c.net_lock(&self.gauge.lock)
+        if self.gauge.engine != NULL and self.reasons & BY_USER:
+            self.reasons &= ~BY_USER
+            error = self.settle()
+        c.net_unlock(&self.gauge.lock)
+        if error:
+            self.overloaded(error)
+
+    def release(self, n=1):
+        """``n`` connections that were given away with detach() or to_socket() are closed: they count no more."""
+        cdef int count = at_least_one(n, "n")
+        if count > c.net_get(&self.gauge.open):
+            raise ValueError(f"release({n}): only {c.net_get(&self.gauge.open)} connections are open")
+        count_down(self.gauge, count)
+
+    def close(self):
+        """Ends accepting, and wakes whoever waits: iteration ends, accept_many() raises EBADF. What was taken out of
+        the system's queue already is still handed out before. The listeners stay open, and so do connections. A second
+        time does nothing."""
+        cdef net_socket_t taken[CHUNK]
+        cdef int where[CHUNK]
+        cdef int count = 0, obstacle
+        cdef list left = []
+        cdef tuple sockets = self.sockets
+        if not self.must_close():
+            return
+        if self.gauge.engine != NULL:
+            while True:
+                self.grab_locked(CHUNK, False, taken, where, &count, &obstacle)
+                if count == 0:
+                    break
+                self.wrap(sockets, False, taken, where, count, left)
+            left.reverse()
+            self.keep(left)
+        self.finish_if_idle()
+
+    @cython.critical_section
+    cdef bint must_close(self) noexcept:
+        if self.shut:
+            return False
+        self.shut = True
+        self.calls += 1  # our own
+        if self.gauge.forks != forks():
+            self.calls = 1
+            c.net_lock_init(&self.gauge.lock)
+            c.net_engine_abandon(self.gauge.engine)
+            self.gauge.engine = NULL
+            self.gauge.forks = forks()
+            return True
+        c.net_lock(&self.gauge.lock)
+        self.reasons |= BY_USER
+        c.net_engine_stop(self.gauge.engine)
+        c.net_unlock(&self.gauge.lock)
+        return True
+
+    cdef int finish_if_idle(self) except -1:
+        self.leave()
+        return 0
+
+    cdef void finish(self) noexcept:
+        """The last one out."""
+        cdef net_engine_t *engine
+        c.net_lock(&self.gauge.lock)
+        engine = self.gauge.engine
+        if engine != NULL:
+            self.over(FULL | STARVED)
+            keep_failures(&self.failed_before, engine)
+        self.gauge.engine = NULL
+        c.net_unlock(&self.gauge.lock)
+        if engine != NULL:
+            c.net_engine_close(engine)
+        self.give_back()
+        self.sockets = ()
+
+    @property
+    def closed(self):
+        """Was it closed, or its last listener?"""
+        return self.ended()
+
+    @property
+    def limit(self):
+        """How many connections may be open at once, or None."""
+        return self.most or None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    # ------------------------------------------------------------------ forks
+
+    cdef int usable(self) except -1:
+        if self.shut:
+            return c.net_raise(c.NET_EBADF)
+        if self.gauge.forks != forks():
+            self.begin_again()
+        return 0
+
+    @cython.critical_section
+    cdef int begin_again(self) except -1:
+        """In a child: an engine of its own. What the parent had taken for iteration is the parent's."""
+        cdef net_engine_t *made = NULL
+        cdef gauge_t *gauge = self.gauge
+        cdef int error
+        if gauge.forks == forks():
+            return 0  # another thread was here
+        error = self.open(&made)
+        if error:
+            return c.net_raise(error)
+        keep_failures(&self.failed_before, gauge.engine)
+        c.net_engine_abandon(gauge.engine)
+        c.net_lock_init(&gauge.lock)
+        gauge.engine = made
+        gauge.forks = forks()
+        self.calls = 0
+        self.over(FULL | STARVED)
+        gauge.full = gauge.starved = 0
+        if made.left == 0:
+            gauge.ended = 1
+            c.net_engine_stop(made)
+        while self.ready:
+            self.ready.pop().close()
+        error = self.refresh()
+        if error:
+            self.overloaded(error)
+        return 0
+
+    # ------------------------------------------------------------------ what it tells
+
+    def stats(self):
+        """What has happened so far: an `AcceptorStats`."""
+        from ._stats import AcceptorStats
+        cdef net_failures_t failures
+        cdef double paused
+        cdef unsigned long long accepted, shedded, pauses
+        cdef long open, high
+        cdef int n
+        if not self.shut:
+            self.usable()
+        c.net_lock(&self.gauge.lock)
+        failures = self.failed_before
+        if self.gauge.engine != NULL:
+            keep_failures(&failures, self.gauge.engine)
+        paused = self.paused
+        if self.reasons & (FULL | STARVED):
+            paused += c.net_monotonic() - self.since
+        accepted, shedded, pauses, high = self.accepted, self.shedded, self.pauses, self.high_water
+        open = c.net_get(&self.gauge.open)
+        c.net_unlock(&self.gauge.lock)
+        failed = {failures.error[n]: failures.count[n] for n in range(c.NET_FAILURES) if failures.count[n]}
+        return AcceptorStats(accepted, open, high, shedded, failed, pauses, paused, self.kind())
+
+    cdef str kind(self):
+        if self.gauge.engine == NULL:
+            return self.engine.decode() if self.engine is not None else ""
+        return self.gauge.engine.calls.name.decode()
+
+    def __repr__(self):
+        cdef int n, left = 0
+        cdef long open = c.net_get(&self.gauge.open)
+        if self.shut:
+            return f"<harken.Acceptor closed, {open} open>"
+        for n in range(self.count):
+            left += self.nodes[n].socket != NULL
+        paused = ", paused" if self.reasons else ""
+        return f"<harken.Acceptor {self.kind()}, {left} listener{'' if left == 1 else 's'}, {open} open{paused}>"
+
+
+cdef void count_failure(net_failures_t *failures, int error, unsigned long long count) noexcept nogil:
+    cdef int n = 0
+    while n < c.NET_FAILURES - 1 and failures.error[n] != 0 and failures.error[n] != error:
+        n += 1
+    failures.error[n] = error
+    failures.count[n] += count
+
+
+cdef void keep_failures(net_failures_t *kept, net_engine_t *engine) noexcept:
+    cdef int n
+    for n in range(c.NET_FAILURES):
+        if engine.failures.count[n]:
+            count_failure(kept, engine.failures.error[n], engine.failures.count[n])
+
+
+cdef int at_least_one(object number, str name) except -1:
+    """A count: a whole number; what is more than C can count is as good as no bound."""
+    if not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, not {type(number).__name__}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1: {number}")
+    return min(number, 0x7FFFFFFF)
+
+
+cdef bytes engine_of(object name):
+    """An engine that this build has, as C wants it; None stays None."""
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise TypeError(f"engine must be a str or None, not {type(name).__name__}")
+    if name not in engines():
+        raise ValueError(f"there is no engine {name!r} on {c.NET_SYSTEM.decode()}, only {', '.join(engines())}")
+    return name.encode()
+
+
+def engines():
+    """The names of the engines that this build has, the best first; a system may still forbid one."""
+    cdef int n = 0
+    cdef list names = []
+    while c.net_engine_name(n) != NULL:
+        names.append(c.net_engine_name(n).decode())
+        n += 1
+    return tuple(names)

@@ -1,0 +1,244 @@
+/* How connections are taken from listeners: one contract, several engines, chosen when the program runs.
+ *
+ * An engine watches a fixed list of listeners, which it borrows: the caller closes them, after net_engine_remove().
+ * The listeners are non-blocking; take() makes sure of it, for other processes may share them. Errors, results and NET_EINTR are as in net.h; nothing here touches
+ * Python or needs the GIL.
+ *
+ *   find     an engine by name, NULL for one that this system's build has not; NULL as the name: the best that works
+ *   open     everything that the engine needs, or nothing; NET_INVALID in the list stands for one that was removed before.
+ *            Disarmed, no timer, not woken
+ *   close    gives back all that open() made; the listeners stay open. No other call is in flight, none comes after it.
+ *            Connections that the engine holds are closed: whoever wants them calls stop() and take() before
+ *   stop     no connection is taken out of the kernel's queue from now on, ever; outstanding requests are cancelled, or
+ *            have ended when this returns. Everybody is woken, for good. take() hands out what the engine still holds,
+ *            then says NET_EWOULDBLOCK
+ *   arm      on: connections make wait() return and fileno() readable; off: they do not, and stay in the kernel's queue
+ *            as far as the engine can help it. An engine that takes connections ahead of the question (AcceptEx) takes
+ *            no more, and keeps those it has for take(). Whoever is in wait() meanwhile is not left behind: from now on
+ *            he waits for what is armed now. A failure leaves all disarmed
+ *   remove   forget one listener, which is about to be closed or given away: when this returns, no call refers to its
+ *            handle, and none will. Whoever is in wait() is woken. Twice is harmless. It may wait for calls of wait()
+ *            to come back, which need nothing that the caller has
+ *   timer    after so many milliseconds wake() happens by itself, once; a negative number: never. Replaces the last one
+ *   wake     wait() returns NET_WOKEN, in every thread that is in it, and so does the next; fileno() is readable;
+ *            until calm()
+ *   calm     ends that (but not after stop()). What was written before a wake() that is lost here is seen after calm()
+ *   fileno   what a loop can poll for reading: readable when take() would find something, or when woken. Where there is
+ *            no such thing: NET_ENOTSUP
+ *   take     without waiting, up to `limit` connections, not inheritable from birth, and non-blocking if
+ *            `nonblocking` (or where every handle is); `from[n]` is the index of the listener of `taken[n]`. Works armed
+ *            or not. Fair: the batch is shared out among the listeners that have connections, and another one is
+ *            the first each time. Connections that died waiting are passed over and counted in `failures`, though not
+ *            without end. 0 when something was taken; otherwise the error that stood in the way, NET_EWOULDBLOCK if
+ *            nothing waits. For an error of a listener (closed behind our back, say) `culprit` is its index,
+ *            otherwise -1. `full`: the limit ended the batch, there may be more
+ *   wait     until there is something for take() (NET_READY), wake() (NET_WOKEN) or the time is over (NET_TIMED_OUT;
+ *            negative: never, but where NET_WAIT_SLICE is positive, callers wait in slices). May say NET_READY too
+ *            often, never too seldom. NET_EINTR after a signal
+ *
+ * Threads: any number of threads may be in wait(), and any thread may call wake(), at any time between open() and
+ * close(). All other functions are called by one thread at a time (the caller has a lock), also while others are in
+ * wait() and wake().
+ *
+ * Forks: a child calls nothing but abandon(): it closes the child's copies of what open() made, and frees the memory,
+ * without any effect on the parent's engine.
+ */
+#ifndef HARKEN_ENGINE_H
+#define HARKEN_ENGINE_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "platform/net.h"
+
+/* How many connections of each kind of error were lost: few kinds, in the order in which they came. */
+enum { NET_FAILURES = 16 };
+typedef struct {
+    int error[NET_FAILURES]; /* 0: free */
+    unsigned long long count[NET_FAILURES];
+} net_failures_t;
+
+typedef struct net_engine net_engine_t;
+
+typedef struct {
+    const char *name;
+    int (*open)(const net_socket_t *listeners, int count, net_engine_t **engine);
+    void (*close)(net_engine_t *engine);
+    void (*abandon)(net_engine_t *engine);
+    void (*stop)(net_engine_t *engine);
+    int (*arm)(net_engine_t *engine, int on);
+    void (*remove)(net_engine_t *engine, int index);
+    int (*timer)(net_engine_t *engine, int milliseconds);
+    void (*wake)(net_engine_t *engine);
+    void (*calm)(net_engine_t *engine);
+    int (*fileno)(net_engine_t *engine, net_socket_t *handle);
+    int (*take)(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from, int *count);
+    int (*wait)(net_engine_t *engine, int milliseconds, int *outcome);
+} net_engine_calls_t;
+
+/* Stands first in what each engine makes of it. The caller reads `failures`, `culprit` and `full`, under its lock. */
+struct net_engine {
+    const net_engine_calls_t *calls;
+    net_socket_t *listeners; /* a copy of the list, freed with the engine; NET_INVALID where one was removed */
+    int count;
+    int left;    /* those that were not removed */
+    int first;   /* whose turn it is to be the first */
+    int armed;
+    int stopped;
+    int culprit; /* of the last take() */
+    int full;    /* the last take() */
+    net_failures_t failures;
+};
+
+static inline void net_engine_failed(net_engine_t *engine, int error)
+{
+    int n = 0;
+    while (n < NET_FAILURES - 1 && engine->failures.error[n] != 0 && engine->failures.error[n] != error)
+        n++;
+    engine->failures.error[n] = error;
+    engine->failures.count[n]++;
+}
+
+/* The common part of open() and close(). `size` is that of the engine's own struct. */
+static inline int net_engine_make(const net_engine_calls_t *calls, size_t size, const net_socket_t *listeners,
+                                  int count, net_engine_t **engine)
+{
+    net_engine_t *made = (net_engine_t *)calloc(1, size);
+    *engine = NULL;
+    if (made == NULL)
+        return NET_ENOMEM;
+    made->listeners = (net_socket_t *)malloc((size_t)count * sizeof *listeners);
+    if (made->listeners == NULL) {
+        free(made);
+        return NET_ENOMEM;
+    }
+    memcpy(made->listeners, listeners, (size_t)count * sizeof *listeners);
+    made->calls = calls;
+    for (made->count = 0; made->count < count; made->count++)
+        made->left += listeners[made->count] != NET_INVALID;
+    made->culprit = -1;
+    *engine = made;
+    return 0;
+}
+
+static inline void net_engine_free(net_engine_t *engine)
+{
+    free(engine->listeners);
+    free(engine);
+}
+
+/* One connection from one listener, for engines that ask accept(). What died waiting is passed over and counted;
+ * `*died` bounds how often. */
+static inline int net_engine_accept(net_engine_t *engine, int index, int nonblocking, int *died, net_socket_t *taken)
+{
+    for (;;) {
+        int error = net_accept(engine->listeners[index], nonblocking, NULL, NULL, taken);
+        if (error == 0 || !(net_died_waiting(error) || net_forbidden(error)))
+            return error;
+        net_engine_failed(engine, error);
+        if (--*died < 0)
+            return net_forbidden(error) ? error : NET_EWOULDBLOCK;
+    }
+}
+
+/* Connections from those of the listeners that are in `ready` (indices, in the order of their turn), shared out: each
+ * gives its part first, then the rest is whoever's has more. Those that are exhausted leave `ready`; `*ready_count` is
+ * how many have more. */
+static inline int net_engine_share(net_engine_t *engine, int limit, int nonblocking, int *ready, int *ready_count,
+                                   net_socket_t *taken, int *from, int *count)
+{
+    int error = 0, died = limit, done = 0, left = *ready_count, first = 1;
+    *count = 0;
+    engine->culprit = -1;
+    while (left > 0 && done < limit && error == 0) {
+        int part = (limit - done) / left, n, kept = 0;
+        if (part == 0)
+            part = 1;
+        for (n = 0; n < left; n++) {
+            int got = 0, index = ready[n], failed = 0;
+            if (first)
+                (void)net_blocking(engine->listeners[index], 0); /* a failure comes again, from accept() */
+            while (got < part && done < limit && error == 0) {
+                failed = net_engine_accept(engine, index, nonblocking, &died, &taken[done]);
+                if (failed)
+                    break;
+                from[done++] = index;
+                got++;
+            }
+            if (failed && failed != NET_EWOULDBLOCK && error == 0) {
+                error = failed;
+                if (!net_overloaded(failed) && !net_forbidden(failed) && failed != NET_EINTR)
+                    engine->culprit = index;
+            }
+            if (failed != NET_EWOULDBLOCK)
+                ready[kept++] = index;
+        }
+        left = kept;
+        first = 0;
+    }
+    *ready_count = left;
+    *count = done;
+    engine->full = done == limit;
+    return done ? 0 : error ? error : NET_EWOULDBLOCK;
+}
+
+#ifdef _WIN32
+#include "platform/engine_poll.h"
+static const net_engine_calls_t *const net_engines[] = {&net_engine_poll, NULL}; /* the best first */
+#elif defined(__linux__)
+#include "platform/engine_epoll.h"
+#include "platform/engine_poll.h"
+static const net_engine_calls_t *const net_engines[] = {&net_engine_epoll, &net_engine_poll, NULL};
+#else
+#include "platform/engine_poll.h"
+static const net_engine_calls_t *const net_engines[] = {&net_engine_poll, NULL};
+#endif
+
+static inline const char *net_engine_name(int index) { return net_engines[index] ? net_engines[index]->name : NULL; }
+
+/* With a name: that engine or none. Without: the first that can be opened; one that a container forbids is passed over
+ * without a word, but what every engine would fail with (no descriptors, no memory) is told at once. */
+static inline int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)
+{
+    int n, error = NET_ENOTSUP;
+    *engine = NULL;
+    for (n = 0; net_engines[n]; n++) {
+        if (name && strcmp(name, net_engines[n]->name) != 0)
+            continue;
+        error = net_engines[n]->open(listeners, count, engine);
+        if (error == 0 || net_overloaded(error))
+            break;
+    }
+    return error;
+}
+
+static inline void net_engine_close(net_engine_t *engine) { engine->calls->close(engine); }
+static inline void net_engine_abandon(net_engine_t *engine) { engine->calls->abandon(engine); }
+static inline void net_engine_stop(net_engine_t *engine) { engine->calls->stop(engine); }
+static inline int net_engine_arm(net_engine_t *engine, int on)
+{
+    return engine->armed == on || engine->stopped ? 0 : engine->calls->arm(engine, on);
+}
+static inline void net_engine_remove(net_engine_t *engine, int index) { engine->calls->remove(engine, index); }
+static inline int net_engine_timer(net_engine_t *engine, int milliseconds)
+{
+    return engine->calls->timer(engine, milliseconds);
+}
+static inline void net_engine_wake(net_engine_t *engine) { engine->calls->wake(engine); }
+static inline void net_engine_calm(net_engine_t *engine) { engine->calls->calm(engine); }
+static inline int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
+{
+    *handle = NET_INVALID;
+    return engine->calls->fileno(engine, handle);
+}
+static inline int net_engine_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
+                                  int *count)
+{
+    return engine->calls->take(engine, limit, nonblocking, taken, from, count);
+}
+static inline int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
+{
+    return engine->calls->wait(engine, milliseconds, outcome);
+}
+
+#endif
