@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from machine import WINE, open_sockets
+from machine import EMULATOR, EMULATOR_LACKS, WINE, open_sockets
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if EMULATOR:
+        lacks = {test: what for what, tests in EMULATOR_LACKS.items() for test in tests}
+        for item in items:
+            what = lacks.get(item.name) or lacks.get(item.name.partition("[")[0])
+            if what:
+                item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
 
 
 @pytest.fixture(autouse=True)

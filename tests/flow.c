@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #ifndef _WIN32
+#include <sys/resource.h>
 #include <sys/wait.h>
 #endif
 
@@ -18,6 +19,11 @@
         } \
     } while (0)
 
+#ifdef LINUX_IN_DISGUISE /* compiled as for another system: what the kernel decides stays Linux's */
+enum { BUFFER_FACTOR = 2 };
+#else
+enum { BUFFER_FACTOR = NET_BUFFER_FACTOR };
+#endif
 enum { STALE = 99, SOON = 5000 };
 
 static void wait_for(net_socket_t s, short events)
@@ -61,7 +67,8 @@ static net_socket_t connect_to(const net_address_t *address, net_length_t length
 {
     net_socket_t s;
     int error;
-    CHECK(net_socket(address->any.sa_family, SOCK_STREAM, IPPROTO_TCP, &s) == 0);
+    error = net_socket(address->any.sa_family, SOCK_STREAM, address->any.sa_family == AF_UNIX ? 0 : IPPROTO_TCP, &s);
+    CHECK(error == 0);
     error = net_connect(s, &address->any, length);
     CHECK(error == 0 || error == NET_EINPROGRESS);
     wait_for(s, POLLOUT);
@@ -97,6 +104,20 @@ static void bytes_travel(net_socket_t from, net_socket_t to)
     CHECK(net_sendmsg(from, parts, 2, NULL, 0, 0, &done) == 0 && done == 8);
     wait_for(to, POLLIN);
     CHECK(net_recv(to, data, sizeof data, 0, &done) == 0 && done == 8 && memcmp(data, "of parts", 8) == 0);
+}
+
+/* Where the system tells: one that waits is one that is counted. */
+static void the_queue_is_counted(net_socket_t listener, const net_address_t *at, net_length_t length)
+{
+    net_socket_t client = connect_to(at, length), taken;
+    long queued = STALE, limit = STALE;
+    wait_for(listener, POLLIN);
+    if (net_queue(listener, &queued, &limit) == 0)
+        CHECK(queued == 1);
+    CHECK(net_accept(listener, 1, NULL, NULL, &taken) == 0);
+    if (net_queue(listener, &queued, &limit) == 0)
+        CHECK(queued == 0);
+    CHECK(net_close(client) == 0 && net_close(taken) == 0);
 }
 
 static void connections_come(net_socket_t listener, const net_address_t *at, net_length_t length)
@@ -167,7 +188,9 @@ static void walk(const char *node, int family)
     CHECK(not_inheritable(listener));
     CHECK(net_listener_defaults(listener, family) == 0);
     CHECK(bind(listener, &address.any, length) == 0);
+    CHECK(net_listening(listener, &value) == 0 && value == 0);
     CHECK(listen(listener, net_backlog(-1)) == 0);
+    CHECK(net_listening(listener, &value) == 0 && value != 0);
     length = sizeof address;
     CHECK(getsockname(listener, &address.any, &length) == 0 && address.in.sin_port != 0);
     CHECK(net_describe(listener, &found_family, &type, &proto) == 0);
@@ -186,6 +209,7 @@ static void walk(const char *node, int family)
     CHECK(net_listener_defaults(second, family) == 0);
     CHECK(bind(second, &address.any, length) != 0);
     error = net_last_error();
+    CHECK(net_taken(error));
 #ifdef _WIN32
     CHECK(error == WSAEADDRINUSE || error == WSAEACCES); /* which of them is told differently in its documents */
 #else
@@ -194,6 +218,7 @@ static void walk(const char *node, int family)
     CHECK(net_close(second) == 0);
 
     waiting_ends(listener);
+    the_queue_is_counted(listener, &address, length);
     connections_come(listener, &address, length);
     CHECK(net_close(listener) == 0);
     CHECK(net_close(listener) == NET_EBADF);
@@ -239,21 +264,162 @@ static void failures_leave_nothing(void)
     CHECK(net_blocking(dead, 1) == NET_EBADF);
     a = STALE;
     CHECK(net_mode(dead, &a) == NET_EBADF && a == 0);
+    a = STALE;
+    CHECK(net_listening(dead, &a) == NET_EBADF && a == 0);
+    CHECK(net_connect(dead, &name.any, sizeof name.in) != 0);
+    CHECK(net_wait(NET_INVALID, POLLOUT, NULL, 0, &a) != 0 || a != NET_WOKEN);
+    CHECK(net_exclusive(dead, 1) == (NET_EXCLUSIVE_IS_A_CHOICE ? NET_EBADF : 0)); /* nothing to do is done */
+    CHECK(net_hold(dead, AF_INET, 1) == (NET_JOINS_LATE ? NET_EBADF : 0));
     CHECK(net_queue(dead, &queued, &limit) != 0 && queued == -1 && limit == -1);
     CHECK(net_listener_defaults(dead, AF_INET) == NET_EBADF);
     CHECK(net_scope_name(0x7ffffff0, (char *)&name) != 0);
+}
+
+static net_socket_t bound(net_address_t *address, net_length_t *length, int held, int *error)
+{
+    net_socket_t s;
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &s) == 0);
+    CHECK(net_listener_defaults(s, AF_INET) == 0);
+    if (held)
+        CHECK(net_hold(s, AF_INET, 1) == 0);
+    *error = bind(s, &address->any, *length) == 0 ? 0 : net_last_error();
+    *length = sizeof *address;
+    if (*error == 0)
+        CHECK(getsockname(s, &address->any, length) == 0);
+    else
+        *length = sizeof address->in;
+    return s;
+}
+
+#ifndef LINUX_IN_DISGUISE
+/* Bound and held, an address is ours before anybody listens; let go, others may join where the system has it so. */
+static void an_address_is_held(void)
+{
+    net_address_t address;
+    net_length_t length = find("127.0.0.1", AF_INET, &address);
+    int error = STALE;
+    net_socket_t ours = bound(&address, &length, 1, &error), theirs;
+    CHECK(error == 0);
+    theirs = bound(&address, &length, 0, &error);
+    CHECK(error != 0 && net_taken(error));
+    CHECK(net_close(theirs) == 0);
+    CHECK(net_hold(ours, AF_INET, 0) == 0);
+    theirs = bound(&address, &length, 0, &error);
+    CHECK(NET_JOINS_LATE ? error == 0 : net_taken(error));
+    CHECK(net_close(theirs) == 0);
+
+    /* Nobody listens: a connect is refused, at once or when it is waited for. */
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &theirs) == 0);
+    error = net_connect(theirs, &address.any, length);
+    CHECK(error != 0);
+    if (error == NET_EINPROGRESS) {
+        length = sizeof error;
+        wait_for(theirs, POLLOUT);
+        CHECK(getsockopt(theirs, SOL_SOCKET, SO_ERROR, (char *)&error, &length) == 0 && error != 0);
+    }
+    CHECK(net_close(theirs) == 0 && net_close(ours) == 0);
+
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &ours) == 0);
+    CHECK(net_exclusive(ours, 1) == 0);
+    CHECK(net_exclusive(ours, 0) == (NET_EXCLUSIVE_IS_A_CHOICE ? 0 : NET_ENOTSUP));
+    CHECK(net_close(ours) == 0);
+}
+
+#endif
+
+/* The table tells the truth: what is in it, this system's sockets have, in both families. */
+static void options_are_had(int family)
+{
+    const net_option_t *one, *other;
+    net_socket_t s;
+    if (net_socket(family, SOCK_STREAM, IPPROTO_TCP, &s) != 0)
+        return;
+    for (one = net_options; one->name; one++) {
+        int level = family == AF_INET6 ? one->level6 : one->level;
+        int option = family == AF_INET6 ? one->option6 : one->option;
+        char value[64] = {0};
+        net_length_t size = sizeof value;
+        int number = 0, error = 0;
+        for (other = net_options; other != one; other++)
+            CHECK(strcmp(one->name, other->name) != 0);
+        CHECK(one->inherited == 0 || one->inherited == 1);
+        if (getsockopt(s, level, option, value, &size) != 0)
+            error = net_last_error();
+        if (error) /* told and not fatal: a kernel, or an emulator, may be older than its headers */
+            printf("%s cannot be read (%d)\n", one->name, error);
+        if (strcmp(one->name, "ttl") == 0 || strcmp(one->name, "rcvbuf") == 0 || strcmp(one->name, "nodelay") == 0) {
+            int wished = *one->name == 't' ? 9 : *one->name == 'r' ? 16384 : 1;
+            CHECK(error == 0);
+            CHECK(setsockopt(s, level, option, (const char *)&wished, sizeof wished) == 0);
+            size = sizeof number;
+            CHECK(getsockopt(s, level, option, (char *)&number, &size) == 0);
+            if (size == 1)
+                memcpy(value, &number, 1), number = value[0]; /* Windows reads some switches as one byte */
+            CHECK(number == (*one->name == 'r' ? wished * BUFFER_FACTOR : wished));
+        }
+    }
+    CHECK(one - net_options >= 6);
+    CHECK(NET_BUFFER_FACTOR >= 1 && NET_FASTOPEN_MOST >= 1);
+    CHECK(net_close(s) == 0);
+}
+
+static void machines_have_addresses(void)
+{
+    net_address_t address;
+    net_length_t length = STALE;
+    unsigned cid = STALE, port = STALE;
+    int has = net_vsock_put(&address, 0xfffffffeu, 0x80000001u, &length);
+    CHECK(has == (NET_AF_VSOCK != -1));
+    if (has) {
+        CHECK(0 < length && (size_t)length <= sizeof address && (int)address.any.sa_family == NET_AF_VSOCK);
+        CHECK(net_vsock_get(&address.any, &cid, &port) == 1 && cid == 0xfffffffeu && port == 0x80000001u);
+    } else {
+        CHECK(length == 0);
+        memset(&address, 0, sizeof address);
+        CHECK(net_vsock_get(&address.any, &cid, &port) == 0 && cid == 0 && port == 0);
+    }
+    memset(&address, 0, sizeof address);
+    address.any.sa_family = AF_INET;
+    CHECK(net_vsock_get(&address.any, &cid, &port) == 0);
+
+    CHECK(NET_PATH_AT + NET_PATH_ROOM == sizeof(struct sockaddr_un) && NET_PATH_ROOM > 90);
+    CHECK(sizeof address >= sizeof(struct sockaddr_in6) && sizeof address >= sizeof(struct sockaddr_un));
+}
+
+static void what_threads_share(void)
+{
+    net_lock_t lock;
+    net_waker_t waker;
+    long number = 5;
+    net_lock_init(&lock);
+    net_lock(&lock);
+    CHECK(net_add(&number, 2) == 7 && net_get(&number) == 7 && net_swap(&number, 9) == 7 && number == 9);
+    net_unlock(&lock);
+    net_yield();
+    net_lock(&lock); /* it was given back */
+    net_unlock(&lock);
+    CHECK(net_waker_open(&waker) == 0);
+    net_waker_pull(&waker);
+    net_waker_calm(&waker);
+    net_waker_pull(&waker); /* calm, it can be pulled again */
+    net_waker_calm(&waker);
+    net_waker_close(&waker);
 }
 
 static void numbers_mean_the_same(void)
 {
     double now = net_monotonic();
     CHECK(net_backlog(7) == 7);
+    CHECK(net_has_family(AF_INET) == 0 || net_has_family(AF_INET6) == 0); /* never both away */
+    CHECK(!net_overloaded(0) && !net_overloaded(NET_EBADF) && !net_forbidden(NET_EBADF));
     CHECK(net_died_waiting(NET_EWOULDBLOCK) == 0 && net_died_waiting(NET_EBADF) == 0 && net_died_waiting(0) == 0);
 #ifdef _WIN32
+    CHECK(net_overloaded(WSAEMFILE) && net_overloaded(WSAENOBUFS) && !net_forbidden(WSAEACCES));
     CHECK(net_died_waiting(WSAECONNRESET) && net_died_waiting(WSAECONNABORTED));
     CHECK(net_backlog(-1) == SOMAXCONN && net_backlog(1000) == -1000 && net_backlog(1 << 30) == -65535);
 #else
     CHECK(net_died_waiting(ECONNABORTED) && !net_died_waiting(EMFILE));
+    CHECK(net_overloaded(EMFILE) && net_overloaded(ENOMEM) && net_forbidden(EPERM));
     CHECK(net_backlog(-1) < 0 || net_backlog(-1) >= SOMAXCONN);
 #endif
     CHECK(*NET_ERROR_TEXT(EAI_NONAME) != 0);
@@ -294,6 +460,121 @@ static void a_nudge_ends_a_transfer(void)
     CHECK(net_send(ends[0], "x", 1, 0, &done) == EPIPE && done == 0); /* and no SIGPIPE */
     CHECK(net_close(ends[0]) == 0 && net_close(ends[1]) == 0);
 }
+
+/* Two handles in one message: what is written here is what another system's recvmsg() reads. */
+static void handles_travel(void)
+{
+    int ends[2], sent[2], got[2];
+    union { /* as aligned as a cmsghdr, wherever the stack is */
+        struct cmsghdr first;
+        char bytes[256];
+    } control;
+    char text[] = "take", data[8];
+    size_t done = STALE, room = net_control_space(sizeof sent);
+    net_buffer_t part;
+    struct msghdr message;
+    struct iovec into = {data, sizeof data};
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0 && pipe(sent) == 0);
+    CHECK(CMSG_SPACE(sizeof sent) == room && room <= sizeof control);
+    memset(&control, 0, sizeof control);
+    net_control_put(&control, SOL_SOCKET, SCM_RIGHTS, sent, sizeof sent);
+    CHECK(net_buffer(&part, text, 4) == 1);
+    CHECK(net_sendmsg(ends[0], &part, 1, &control, room, 0, &done) == 0 && done == 4);
+
+    memset(&message, 0, sizeof message);
+    memset(&control, 0, sizeof control);
+    message.msg_iov = &into;
+    message.msg_iovlen = 1;
+    message.msg_control = &control;
+    message.msg_controllen = sizeof control;
+    CHECK(recvmsg(ends[1], &message, 0) == 4 && memcmp(data, "take", 4) == 0);
+    CHECK(control.first.cmsg_level == SOL_SOCKET && control.first.cmsg_type == SCM_RIGHTS);
+    CHECK(control.first.cmsg_len == CMSG_LEN(sizeof got));
+    memcpy(got, CMSG_DATA(&control.first), sizeof got);
+    CHECK(write(got[1], "!", 1) == 1 && read(sent[0], data, 1) == 1 && *data == '!');
+    CHECK(net_close(got[0]) == 0 && net_close(got[1]) == 0 && net_close(sent[0]) == 0 && net_close(sent[1]) == 0);
+    CHECK(net_close(ends[0]) == 0 && net_close(ends[1]) == 0);
+}
+
+static void a_path_is_an_address(void)
+{
+    net_address_t address;
+    char folder[] = "/tmp/harken-XXXXXX";
+    net_socket_t listener, client, taken;
+    int family = STALE, type = STALE, proto = STALE, on = STALE;
+    net_length_t length;
+    CHECK(mkdtemp(folder) != NULL);
+    memset(&address, 0, sizeof address);
+    address.un.sun_family = AF_UNIX;
+    CHECK(snprintf((char *)&address + NET_PATH_AT, NET_PATH_ROOM, "%s/s", folder) > 0);
+    length = sizeof address.un;
+    CHECK(net_socket(AF_UNIX, SOCK_STREAM, 0, &listener) == 0);
+    CHECK(net_listener_defaults(listener, AF_UNIX) == 0 && net_hold(listener, AF_UNIX, 1) == 0);
+    CHECK(bind(listener, &address.any, length) == 0 && listen(listener, net_backlog(3)) == 0);
+    CHECK(net_describe(listener, &family, &type, &proto) == 0);
+    CHECK(family == AF_UNIX && type == SOCK_STREAM && proto == 0);
+    CHECK(net_listening(listener, &on) == 0 && on != 0);
+    client = connect_to(&address, length);
+    CHECK(net_accept(listener, 1, NULL, NULL, &taken) == 0);
+    bytes_travel(client, taken);
+    CHECK(net_close(client) == 0 && net_close(taken) == 0 && net_close(listener) == 0);
+    CHECK(unlink(address.un.sun_path) == 0 && rmdir(folder) == 0);
+}
+
+/* With no handle left every maker fails, and leaves nothing half made; the connection stays in the queue. */
+static void no_handle_is_left(void)
+{
+    net_address_t address;
+    net_length_t length = find("127.0.0.1", AF_INET, &address);
+    int error = STALE, count = STALE;
+    net_socket_t listener = bound(&address, &length, 0, &error), client, s = 1;
+    net_waker_t waker;
+    struct rlimit before, few;
+    CHECK(error == 0 && listen(listener, 1) == 0);
+    client = connect_to(&address, length);
+    wait_for(listener, POLLIN);
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    few = before;
+    few.rlim_cur = 0;
+    CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &s) == EMFILE && s == NET_INVALID);
+    s = 1;
+    CHECK(net_accept(listener, 1, NULL, NULL, &s) == EMFILE && s == NET_INVALID);
+    s = 1;
+    CHECK(net_accept_many(listener, 1, &s, &count) == EMFILE && count == 0 && s == NET_INVALID);
+    s = 1;
+    error = net_duplicate(listener, &s); /* Linux finds the smallest number, 0, to be beyond the limit */
+    CHECK((error == EMFILE || error == EINVAL) && s == NET_INVALID);
+    CHECK(net_waker_open(&waker) == EMFILE && waker.read == -1 && waker.write == -1);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    CHECK(net_accept(listener, 1, NULL, NULL, &s) == 0);
+    CHECK(net_close(s) == 0 && net_close(client) == 0 && net_close(listener) == 0);
+}
+
+static void interfaces_have_names(void)
+{
+    char name[IF_NAMESIZE] = "stale";
+    unsigned index = if_nametoindex("lo");
+    if (index != 0)
+        CHECK(net_scope_name(index, name) == 0 && strcmp(name, "lo") == 0);
+}
+#else
+static void what_winsock_lacks_is_told(void)
+{
+    net_socket_t s;
+    net_buffer_t part;
+    char byte = 'x', control[4];
+    size_t done = STALE;
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &s) == 0);
+    CHECK(net_control_space(sizeof control) == sizeof control);
+    net_control_put(control, 0, 0, "four", 4);
+    CHECK(memcmp(control, "four", 4) == 0 && net_buffer(&part, &byte, 1) == 1);
+    CHECK(net_sendmsg(s, &part, 1, control, sizeof control, 0, &done) == NET_ENOTSUP && done == 0);
+    CHECK(net_buffer(&part, &byte, (size_t)INT_MAX + 1) == 0); /* what does not fit is told, not cut in silence */
+    net_nudge(s);
+    CHECK(net_forks() == 0);
+    CHECK(net_close(s) == 0);
+}
 #endif
 
 int main(void)
@@ -303,15 +584,27 @@ int main(void)
     CHECK(net_startup(&again) == 0 && again == 0);
 #ifdef _WIN32
     CHECK(first == 1);
+    what_winsock_lacks_is_told();
 #else
     CHECK(first == 0);
     forks_are_counted();
     what_is_no_socket_is_told();
     a_nudge_ends_a_transfer();
+    handles_travel();
+    a_path_is_an_address();
+    no_handle_is_left();
+    interfaces_have_names();
 #endif
+    machines_have_addresses();
+#ifndef LINUX_IN_DISGUISE
+    an_address_is_held();
+#endif
+    options_are_had(AF_INET);
+    options_are_had(AF_INET6);
     walk("127.0.0.1", AF_INET);
     walk("::1", AF_INET6);
     failures_leave_nothing();
+    what_threads_share();
     numbers_mean_the_same();
     net_cleanup();
     puts("ok");

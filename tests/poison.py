@@ -94,6 +94,8 @@ class Poison:
 def poison_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         pytest.skip("the shim is written for Linux and glibc")
+    if made := os.environ.get("HARKEN_POISON"):
+        return Path(made)  # by somebody who compiles for this machine on another
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler to build the shim with")

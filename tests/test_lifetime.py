@@ -114,6 +114,55 @@ SUBINTERPRETERS = """
     client.sendall(b"y")
     assert listeners[0].accept()[0].recv(1) == b"y"
 """
+# Since CPython 3.12 each of them has a GIL of its own.
+ONE_SERVES_WHILE_ANOTHER_ENDS = """
+    import os, threading
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    here, there = os.pipe()
+    serves = '''if True:
+        import harken, os
+        with harken.listen("127.0.0.1:0") as listeners:
+            os.write(%d, b"%%05d" %% listeners.port)
+            byte = b""
+            while byte != b"q":
+                connection, _ = listeners[0].accept()
+                with connection:
+                    byte = connection.recv(1)
+                    connection.sendall(byte)
+    ''' % there
+    has_listeners = '''if True:
+        import harken
+        keep = harken.listen("127.0.0.1:0", "127.0.0.1:0")
+        results = harken.getaddrinfo("127.0.0.1", 1)
+    '''
+
+    def run(interpreter, program):
+        assert interpreters.run_string(interpreter, program) is None
+
+    def ask(byte):
+        with harken.Socket() as client:
+            client.connect(("127.0.0.1", port))
+            client.sendall(byte)
+            assert client.recv(1) == byte
+
+    server = interpreters.create()
+    thread = threading.Thread(target=run, args=(server, serves))
+    thread.start()
+    port = int(os.read(here, 5))
+    for _ in range(3):
+        other = interpreters.create()
+        run(other, has_listeners)
+        ask(b"a")
+        interpreters.destroy(other)
+        ask(b"b")
+    ask(b"q")
+    thread.join()
+    interpreters.destroy(server)
+    print("served to the end")
+"""
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -150,6 +199,14 @@ def test_subinterpreters_come_and_go() -> None:
     if "No module named '_xxsubinterpreters'" in ended.stderr:
         pytest.skip("this Python was built without its subinterpreter module")
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_an_interpreter_serves_while_another_ends() -> None:
+    ended = run(ONE_SERVES_WHILE_ANOTHER_ENDS)
+    if "No module named '_xxsubinterpreters'" in ended.stderr:
+        pytest.skip("this Python was built without its subinterpreter module")
+    assert (ended.stdout, ended.stderr) == ("served to the end\n", "")
+    assert ended.returncode == 0
 
 
 def test_dropping_an_open_socket_warns_as_the_standard_library_does() -> None:

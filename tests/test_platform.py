@@ -25,6 +25,17 @@ STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-I", str(E
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
 MINGW = shutil.which("x86_64-w64-mingw32-gcc")
 WINE = shutil.which("wine")
+# Other processors, the first big-endian: Debian's cross compiler, and qemu-user, which runs what it makes.
+OTHERS = [
+    pytest.param(
+        f"{machine}-linux-gnu",
+        marks=pytest.mark.skipif(
+            not (shutil.which(f"{machine}-linux-gnu-gcc") and shutil.which(f"qemu-{machine}-static")),
+            reason=f"there is no {machine}-linux-gnu-gcc or no qemu-{machine}-static",
+        ),
+    )
+    for machine in ("s390x", "aarch64")
+]
 
 # Linux, made to look like a system that has neither accept4() nor eventfd(): the other half of on_posix.h.
 OLDER_SYSTEM = """
@@ -36,6 +47,7 @@ OLDER_SYSTEM = """
 #undef SOCK_CLOEXEC
 #undef SOCK_NONBLOCK
 #undef __linux__
+#define LINUX_IN_DISGUISE
 """
 
 
@@ -81,6 +93,25 @@ class TestOnThisSystem:
         assert last_line(program) == "ok"
         assert not {"accept4", "eventfd"} & symbols(program)
         assert {"accept4", "eventfd"} <= symbols(build(COMPILERS[0], "flow.c", tmp_path / "flow"))
+
+
+@posix_only
+@pytest.mark.parametrize("triplet", OTHERS)
+def test_the_contract_is_kept_on_other_processors(triplet: str, tmp_path: Path) -> None:
+    program = build(f"{triplet}-gcc", "flow.c", tmp_path / "flow", "-O2")
+    emulator = f"qemu-{triplet.partition('-')[0]}-static"
+    assert last_line(emulator, "-L", f"/usr/{triplet}", program) == "ok"
+
+
+def functions(header: str) -> set[str]:
+    return set(re.findall(r"^static inline [\w ]+?\**(net_\w+)\(", (ROOM / header).read_text("utf-8"), re.MULTILINE))
+
+
+def test_the_contract_is_exercised_whole() -> None:
+    exercised = set(re.findall(r"\bnet_\w+", (HERE / "flow.c").read_text(encoding="utf-8")))
+    contract = functions("net.h") | functions("on_posix.h") & functions("on_windows.h")
+    assert len(contract) > 30
+    assert contract - exercised == set()
 
 
 def symbols(program: Path) -> set[str]:
@@ -172,8 +203,7 @@ def test_the_room_is_one_contract_and_one_file_a_platform() -> None:
     promised = {name.rstrip("*") for names in promised for name in re.split(r",\s*", names) if name.startswith("net_")}
     assert len(promised) > 15
     for platform in ("on_posix.h", "on_windows.h"):
-        text = contract + (ROOM / platform).read_text(encoding="utf-8")
-        defined = set(re.findall(r"^static inline [\w ]+?\**(net_\w+)\(", text, re.MULTILINE))
+        defined = functions("net.h") | functions(platform)
         missing = {name for name in promised if not any(have.startswith(name) for have in defined)}
         assert missing == set(), platform
 

@@ -293,9 +293,10 @@ static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t coun
     struct msghdr message;
     memset(&message, 0, sizeof message);
     message.msg_iov = buffers;
-    message.msg_iovlen = count;
+    /* size_t on Linux with glibc, int or socklen_t elsewhere */
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))count;
     message.msg_control = control;
-    message.msg_controllen = control_size;
+    message.msg_controllen = (__typeof__(message.msg_controllen))control_size;
     ssize_t n = sendmsg(s, &message, flags | NET_MSG_NOSIGNAL);
     *done = n < 0 ? 0 : (size_t)n;
     return n < 0 ? errno : 0;
@@ -308,7 +309,7 @@ static inline void net_control_put(void *at, int level, int type, const void *da
     struct cmsghdr *item = (struct cmsghdr *)at;
     item->cmsg_level = level;
     item->cmsg_type = type;
-    item->cmsg_len = CMSG_LEN(size);
+    item->cmsg_len = (__typeof__(item->cmsg_len))CMSG_LEN(size);
     memcpy(CMSG_DATA(item), data, size);
 }
 
@@ -527,6 +528,8 @@ static inline int net_queue(net_socket_t s, long *queued, long *limit)
     memset(&info, 0, sizeof info);
     if (getsockopt(s, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
         return errno;
+    if (size < offsetof(struct tcp_info, tcpi_sacked) + sizeof info.tcpi_sacked)
+        return NET_ENOTSUP; /* emulators of Linux that know a part of it would tell of a queue for nobody */
     *queued = (long)info.tcpi_unacked;
     *limit = (long)info.tcpi_sacked;
     return 0;
