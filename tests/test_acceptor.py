@@ -32,7 +32,7 @@ from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, posix_only, windows_on
 pytest_plugins = ["poison"]
 
 EBADF = 10038 if WINDOWS else errno.EBADF
-POLLABLE = {"accept4": True, "accept": False}
+POLLABLE = {"accept4": True, "accept": False, "acceptex": True}
 NAMES = [name for name in engines() if name in os.environ.get("HARKEN_ENGINES", ",".join(engines())).split(",")]
 
 
@@ -289,12 +289,14 @@ def test_a_loop_hears_of_the_end_of_the_listeners(listeners: harken.Listeners, e
 @pytest.mark.parametrize("threads", [1, 5])
 @pytest.mark.parametrize("state", ["waiting", "paused", "full"])
 def test_close_wakes_whoever_waits(listeners: harken.Listeners, engine: str, threads: int, state: str) -> None:
-    with clients(listeners[0].address, 1), listeners.acceptor(engine=engine, limit=1) as acceptor:
+    with contextlib.ExitStack() as stack:
+        acceptor = stack.enter_context(listeners.acceptor(engine=engine, limit=1))
+        if state == "paused":
+            acceptor.pause()  # before there is a connection: some engines would have it in their hands already
+        stack.enter_context(clients(listeners[0].address, 1))
         if state == "full":
             first = next(acceptor)
-        elif state == "paused":
-            acceptor.pause()
-        else:
+        elif state == "waiting":
             next(acceptor).close()
         waiting = [Call(list, acceptor).blocked() for _ in range(threads)]
         began = time.monotonic()
@@ -452,6 +454,23 @@ def test_the_limit_holds_for_threads_too(listeners: harken.Listeners, engine: st
         assert sum(worker.outcome() for worker in workers) == 200
         assert 1 <= most <= 3
         assert acceptor.stats().high_water <= 3
+
+
+def test_the_rest_stays_in_the_queue(listeners: harken.Listeners, engine: str) -> None:
+    with listeners.acceptor(engine=engine, limit=3) as acceptor, clients(listeners[0].address, 10):
+        wait_for_queue(listeners[0], 10)
+        held = acceptor.accept_many()
+        assert len(held) == 3
+        others = listeners[0].accept_many(20)  # whoever else has the listener
+        assert len(others) == 7
+        close_all(held + others)
+        assert not acceptor.wait(0.01)
+        acceptor.pause()
+        with clients(listeners[0].address, 2):
+            wait_for_queue(listeners[0], 2)
+            others = listeners[0].accept_many(20)
+            assert len(others) == 2
+            close_all(others)
 
 
 def test_it_goes_on_when_an_eighth_is_free(listeners: harken.Listeners, engine: str) -> None:
@@ -1215,6 +1234,64 @@ def test_stats_are_a_value(listeners: harken.Listeners, engine: str) -> None:
 def test_the_best_engine_is_chosen(listeners: harken.Listeners) -> None:
     with listeners.acceptor() as acceptor:
         assert acceptor.stats().engine in engines()
+
+
+@windows_only
+def test_windows_has_acceptex(listeners: harken.Listeners) -> None:
+    with listeners.acceptor() as acceptor:
+        assert repr(acceptor) == "<harken.Acceptor acceptex, 1 listener, 0 open>"
+
+
+@windows_only
+def test_a_listener_serves_a_proactor_loop_before_and_after(engine: str) -> None:
+    """A completion port has a listener for life; this engine must neither need one nor leave one behind."""
+    asyncio = pytest.importorskip("asyncio")
+
+    async def serve_one() -> None:
+        with listeners[0].dup().to_socket() as theirs:
+            theirs.setblocking(False)
+            with clients(listeners[0].address, 1) as (client,):
+                conn, name = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(theirs), 10)
+                conn.close()
+                assert name == client.getsockname()
+
+    for order in ("after", "before"):
+        with harken.listen("127.0.0.1:0") as listeners:
+            if order == "before":
+                asyncio.run(serve_one())
+            with listeners.acceptor(engine=engine) as acceptor, clients(listeners[0].address, 1):
+                close_all(taken_in_time(acceptor, 1))
+            if order == "after":
+                asyncio.run(serve_one())
+
+
+@windows_only
+def test_a_selector_loop_serves_by_acceptex(listeners: harken.Listeners) -> None:
+    asyncio = pytest.importorskip("asyncio")
+    served: list[Any] = []
+
+    async def serve() -> None:
+        def take() -> None:
+            for conn in acceptor.accept_many():
+                served.append(conn.getpeername())
+                conn.close()
+            if len(served) == 50:
+                done.set_result(None)
+
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        with listeners.acceptor(engine="acceptex") as acceptor:
+            loop.add_reader(acceptor.fileno(), take)
+            connecting = asyncio.to_thread(lambda: stack.enter_context(clients(listeners[0].address, 50)))
+            await asyncio.wait_for(asyncio.gather(connecting, done), 20)
+            loop.remove_reader(acceptor.fileno())
+
+    with contextlib.ExitStack() as stack:
+        loop = asyncio.SelectorEventLoop()
+        loop.run_until_complete(serve())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert len(set(served)) == 50
 
 
 # ---------------------------------------------------------------------- bad input

@@ -86,6 +86,12 @@ class TestOnThisSystem:
         flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         assert last_line(build(compiler, "flow.c", tmp_path / "flow", *flags)) == "ok"
 
+    @pytest.mark.parametrize("compiler", COMPILERS)
+    def test_the_engines_keep_their_contract(self, compiler: str, tmp_path: Path) -> None:
+        assert last_line(build(compiler, "engine.c", tmp_path / "engine", "-O2")) == "ok"
+        flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        assert last_line(build(compiler, "engine.c", tmp_path / "sanitized", *flags)) == "ok"
+
     @linux_only
     def test_the_contract_is_kept_without_accept4_and_eventfd(self, tmp_path: Path) -> None:
         (tmp_path / "older.h").write_text(OLDER_SYSTEM)
@@ -130,6 +136,8 @@ class TestWinsock:
         return [
             build(compiler, "flow.c", tmp_path / "flow.exe"),
             build(compiler, "startup.c", tmp_path / "startup.exe", *fakes),
+            build(compiler, "engine.c", tmp_path / "engine.exe"),
+            build(compiler, "acceptex.c", tmp_path / "acceptex.exe"),
         ]
 
     @pytest.fixture

@@ -181,8 +181,9 @@ cdef class Acceptor:
     "shed", or the seconds to pause; if it fails, sys.unraisablehook is told, and it pauses. The logger "harken" gets a
     line a second at the most.
 
-    ``engine`` is how it is done: "accept4" (Linux: epoll and accept4) or "accept" (everywhere: poll and accept). None:
-    the best one that works.
+    ``engine`` is how it is done: "accept4" (Linux: epoll and accept4), "acceptex" (Windows: up to 32 requests a
+    listener wait in the kernel, and take connections out of the queue ahead of the question, though not beyond
+    ``limit``) or "accept" (everywhere: poll and accept). None: the best one that works.
 
     Raises TypeError or ValueError for what is no listener, does not listen or is named twice; OSError when the engine
     cannot be had.
@@ -247,6 +248,7 @@ cdef class Acceptor:
         if error == 0:
             error = c.net_socket((<Socket>self.sockets[0]).family, c.SOCK_STREAM, 0, &self.reserve)
         if error == 0:
+            made.room = self.room()
             error = c.net_engine_arm(made, True)
         if error:
             if made != NULL:
@@ -396,10 +398,15 @@ cdef class Acceptor:
             self.over(STARVED)
         if self.reasons:
             return 0
+        gauge.engine.room = self.room()
         error = c.net_engine_arm(gauge.engine, True)
         if error:
             self.starve(c.net_get(&gauge.closed))
         return error
+
+    cdef int room(self) noexcept nogil:
+        """For how many connections there is room."""
+        return <int>max(0, self.most - c.net_get(&self.gauge.open)) if self.most else c.NET_ROOM_FOR_ALL
 
     cdef void starve(self, long closed) noexcept nogil:
         """There are no descriptors, or no memory. ``closed``: how many connections were closed before the attempt."""
@@ -443,11 +450,10 @@ cdef class Acceptor:
         if not engine.stopped:
             if self.reasons:
                 return c.NET_EWOULDBLOCK
-            if self.most:
-                wished = <int>min(wished, self.most - c.net_get(&gauge.open))
-                if wished < 1:
-                    self.fill_up()
-                    return c.NET_EWOULDBLOCK
+            wished = min(wished, engine.room)
+            if wished < 1:
+                self.fill_up()
+                return c.NET_EWOULDBLOCK
             if self.reserve == c.NET_INVALID:
                 c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
         closed = c.net_get(&gauge.closed)
@@ -760,8 +766,9 @@ cdef class Acceptor:
         return error
 
     def fileno(self):
-        """What a loop can poll for reading: ready when accept_many() has something to do. On Linux an epoll descriptor;
-        -1 when closed. Raises OSError where the engine has none (the engine "accept")."""
+        """What a loop can poll for reading: ready when accept_many() has something to do. On Linux an epoll descriptor,
+        on Windows a socket for select(); -1 when closed. Raises OSError where the engine has none (the engine
+        "accept")."""
         cdef net_socket_t handle
         cdef int error
         if self.shut:

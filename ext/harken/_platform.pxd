@@ -150,7 +150,7 @@ cdef extern from "platform/net.h" nogil:
     const int INET6_ADDRSTRLEN, IF_NAMESIZE
 
 cdef extern from "platform/engine.h" nogil:
-    const int NET_FAILURES
+    const int NET_FAILURES, NET_ROOM_FOR_ALL
     ctypedef struct net_failures_t:
         int *error
         unsigned long long *count
@@ -159,7 +159,7 @@ cdef extern from "platform/engine.h" nogil:
     ctypedef struct net_engine_t:
         const net_engine_calls_t *calls
         net_socket_t *listeners
-        int count, left, armed, stopped, culprit, full
+        int count, left, armed, stopped, culprit, full, room
         net_failures_t failures
     const char *net_engine_name(int index)
     int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)

@@ -46,6 +46,7 @@
 #ifndef HARKEN_ENGINE_H
 #define HARKEN_ENGINE_H
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,7 +77,10 @@ typedef struct {
     int (*wait)(net_engine_t *engine, int milliseconds, int *outcome);
 } net_engine_calls_t;
 
-/* Stands first in what each engine makes of it. The caller reads `failures`, `culprit` and `full`, under its lock. */
+#define NET_ROOM_FOR_ALL INT_MAX
+
+/* Stands first in what each engine makes of it. The caller reads `failures`, `culprit` and `full`, and writes `room`,
+ * under its lock. */
 struct net_engine {
     const net_engine_calls_t *calls;
     net_socket_t *listeners; /* a copy of the list, freed with the engine; NET_INVALID where one was removed */
@@ -87,6 +91,8 @@ struct net_engine {
     int stopped;
     int culprit; /* of the last take() */
     int full;    /* the last take() */
+    int room;    /* how many the caller could take now, written before arm() and take(). An engine that takes
+                    connections ahead takes no more, or one a listener. NET_ROOM_FOR_ALL, the default: as it likes */
     net_failures_t failures;
 };
 
@@ -117,6 +123,7 @@ static inline int net_engine_make(const net_engine_calls_t *calls, size_t size, 
     for (made->count = 0; made->count < count; made->count++)
         made->left += listeners[made->count] != NET_INVALID;
     made->culprit = -1;
+    made->room = NET_ROOM_FOR_ALL;
     *engine = made;
     return 0;
 }
@@ -183,8 +190,10 @@ static inline int net_engine_share(net_engine_t *engine, int limit, int nonblock
 }
 
 #ifdef _WIN32
+#include "platform/engine_acceptex.h"
 #include "platform/engine_poll.h"
-static const net_engine_calls_t *const net_engines[] = {&net_engine_poll, NULL}; /* the best first */
+/* The best first. */
+static const net_engine_calls_t *const net_engines[] = {&net_engine_acceptex, &net_engine_poll, NULL};
 #elif defined(__linux__)
 #include "platform/engine_epoll.h"
 #include "platform/engine_poll.h"
