@@ -355,6 +355,28 @@ def test_a_group_may_be_joined() -> None:
                     harken.listen(f"{bind}?reuse_port=join")
 
 
+@linux_only
+@pytest.mark.parametrize(
+    ("option", "verdict"),
+    [("congestion=nosuch", "impossible"), ("interface=nosuch0", "impossible"), ("ttl=5", "free")],
+)
+def test_an_option_that_would_fail_is_told(option: str, verdict: str) -> None:
+    bind = f"127.0.0.1:0?{option}"
+    code, (row,) = foretold(bind)
+    assert (code, row["verdict"]) == (int(verdict != "free"), verdict)
+    if code:
+        with pytest.raises(harken.ListenError) as caught:
+            harken.listen(bind)
+        assert (row["step"], row["hint"]) == (caught.value.step, caught.value.hint)
+
+
+def test_an_owner_that_nobody_is_is_told() -> None:
+    if not hasattr(os, "chown"):
+        pytest.skip("paths have owners on POSIX only")
+    with pytest.raises(ValueError, match="no user is called 'nosuchuser'"):
+        _foresee.foresee(["unix:/tmp/x.sock?owner=nosuchuser"])
+
+
 def test_an_option_that_this_system_lacks_is_told_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_options.OPTIONS, "ttl")
     lacking, fine = _foresee.foresee(["127.0.0.1:0?ttl=3", "127.0.0.1:0"])

@@ -7,6 +7,7 @@ import errno
 import multiprocessing
 import os
 import socket
+import tempfile
 from multiprocessing.connection import Connection
 
 import pytest
@@ -51,6 +52,24 @@ def test_they_are_the_standard_librarys_and_tcp() -> None:
 
 
 @linux_only
+@pytest.mark.parametrize("last", ["closed", "not taken over yet"])
+def test_all_change_hands_or_none(last: str) -> None:
+    if last != "closed" and not hasattr(os, "fchmod"):
+        pytest.skip("paths are taken over on POSIX only")
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, "a.sock")
+        binds = ("127.0.0.1:0",) if last == "closed" else (f"unix:{name}?exclusive=0",)
+        live = "127.0.0.1:0" if last == "closed" else f"unix:{name}"
+        with harken.listen(live), harken.bind("127.0.0.1:0", *binds) as listeners:
+            if last == "closed":
+                listeners[1].close()
+            with pytest.raises(OSError if last == "closed" else ValueError):
+                listeners.sockets()
+            assert listeners[0].state == "bound"
+            listeners[0].listen()
+            assert listeners[0].state == "listening"
+
+
 def test_a_second_listen_never_shortens_the_queue() -> None:
     (sock,) = harken.listen("127.0.0.1:0").sockets()
     with sock:

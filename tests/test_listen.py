@@ -704,6 +704,24 @@ def test_a_number_that_was_asked_for_is_not_drawn_again(poison: Poison) -> None:
 
 
 @linux_only
+def test_a_late_listen_that_fails_is_told_with_step_and_address(poison: Poison) -> None:
+    program = """
+with harken.bind("127.0.0.1:0", "127.0.0.1:0") as listeners:
+    try:
+        listeners.listen()
+    except harken.AddressInUseError as error:
+        tell(step=error.step, same=error.address == listeners[0].address)
+    listeners.listen()
+listeners.close()
+try:
+    listeners[0].listen()
+except OSError as error:
+    assert error.errno == errno.EBADF and not isinstance(error, harken.ListenError)
+"""
+    assert poison.run(program, poison=f"listen:1:{errno.EADDRINUSE}").said == {"step": "listen", "same": True}
+
+
+@linux_only
 def test_after_a_failed_listen_nobody_is_let_in(poison: Poison) -> None:
     report = poison.run(
         """

@@ -160,6 +160,19 @@ def test_ipv6_is_left_out_where_the_kernel_was_started_without_it(bind: str) -> 
     assert told["reached"] == ["127.0.0.1"]
 
 
+def test_a_kernel_without_ipv6_may_have_mptcp_all_the_same() -> None:
+    program = """
+        with harken.listen("mptcp://:0") as listeners:
+            left_out = [[address[0], error.errno] for address, error in listeners.left_out]
+            tell(schemes=[one.url.split(":")[0] for one in listeners], left_out=left_out)
+    """
+    there = shown(program, "true")
+    if there["schemes"] != ["mptcp", "mptcp"]:
+        pytest.skip("no MPTCP here, or no IPv6 to take away")
+    told = shown(WITHOUT_IPV6 + dedent(program), "true")
+    assert told == {"schemes": ["mptcp"], "left_out": [["::", errno.EAFNOSUPPORT]]}
+
+
 @pytest.mark.parametrize("setup", ['exec unshare -n "$@"', "ip link set lo down"], ids=["never up", "down again"])
 def test_a_network_that_is_not_up_yet_may_get_either_family(setup: str) -> None:
     program = """

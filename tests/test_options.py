@@ -169,14 +169,31 @@ def test_what_is_held_has_it_too_and_keeps_it_when_it_listens(name: str, host: s
     case = CASES[name]
     with harken.bind(bind_text(host), **{name: case.value}) as listeners:
         (listener,) = listeners
-        if name not in ("fastopen",):  # which is set when it listens
-            with listener.dup().to_socket() as same:
-                assert read(same, case.number(host), case.value) == case.of_listener()
+        with listener.dup().to_socket() as same:
+            assert read(same, case.number(host), case.value) == case.of_listener()
         listeners.listen()
         assert dict(listener.options) == {name: case.value if case.told is None else case.told}
         with accepted(listener, host) as connections:
             for connection in connections if case.accepted is not False else []:
                 assert read(connection, case.number(host), case.value) == case.of_connection()
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+@pytest.mark.parametrize("name", the_options())
+def test_what_is_held_and_handed_over_has_it_too(name: str, host: str) -> None:
+    """Another server calls listen() then, which knows nothing of options."""
+    case = CASES[name]
+    with harken.bind(bind_text(host), **{name: case.value}, inheritable=True) as listeners:
+        (sock,) = listeners.sockets()
+    with sock:
+        sock.listen()
+        assert sock.get_inheritable()
+        assert read(sock, case.number(host), case.value) == case.of_listener()
+        with socket.create_connection(sock.getsockname()[:2], timeout=10) as client:
+            client.sendall(b"not before there is data, for defer_accept")
+            with sock.accept()[0] as connection:
+                if case.accepted is not False:
+                    assert read(connection, case.number(host), case.value) == case.of_connection()
 
 
 def test_all_of_them_at_once_on_a_held_range() -> None:
@@ -759,7 +776,7 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[Exception], str]] = [
     ([":0"], {"interface": b"lo"}, TypeError, "interface is a str, and not bytes"),
     ([":0"], {"configure": 5}, TypeError, "configure is a function of a socket and an address, and not int"),
     (["unix:/x"], {"owner": 1.5}, TypeError, "owner is a name or a number, and not float"),
-    (["unix:/x"], {"mode": "0660"}, TypeError, "mode is an int from 0 to 511, and not str"),
+    (["unix:/x"], {"mode": "0660"}, TypeError, "mode is an int, as 0o660, and not str"),
     # out of range
     ([":0"], {"backlog": -1}, ValueError, "backlog must not be negative: -1"),
     ([":0"], {"ttl": 0}, ValueError, "ttl is from 1 to 255, and not 0"),
@@ -775,7 +792,7 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[Exception], str]] = [
     ([":0"], {"interface": "a" * 16}, ValueError, "interface is a name of 1 to 15 characters"),
     ([":0"], {"interface": "a/b"}, ValueError, "interface is a name of 1 to 15 characters, and not 'a/b'"),
     ([":0"], {"congestion": "réno"}, ValueError, "congestion is a name of 1 to 15 characters"),
-    (["unix:/x"], {"mode": 0o1000}, ValueError, "mode is from 0 to 511, and not 512"),
+    (["unix:/x"], {"mode": 0o1000}, ValueError, "mode is from 0o0 to 0o777, written in octal, and not 0o1000 (512)"),
     (["unix:/x"], {"owner": -1}, ValueError, "owner is a name or a number from 0 on, and not -1"),
     # in a bind: the character is pointed at
     ([":0?backlogg=5"], {}, ValueError, "character 4: no option is called 'backlogg'; did you mean 'backlog'?"),
@@ -795,7 +812,12 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[Exception], str]] = [
     ([":0?interface="], {}, ValueError, "character 4: interface is a name of 1 to 15 characters, and not ''"),
     ([":0?interface=a%00b"], {}, ValueError, "character 4: interface is a name of 1 to 15 characters"),
     (["unix:/x?mode=8"], {}, ValueError, "character 9: mode is written in octal, as in mode=0660, and not '8'"),
-    (["unix:/x?mode=1777"], {}, ValueError, "character 9: mode is from 0 to 511, and not 1023"),
+    (
+        ["unix:/x?mode=1777"],
+        {},
+        ValueError,
+        "character 9: mode is from 0o0 to 0o777, written in octal",
+    ),
     (["unix:/x?owner="], {}, ValueError, "character 9: owner is a name or a number, and not empty"),
     ([":0?keepalive=0&keepalive_idle=5"], {}, ValueError, "character 16: keepalive is off, and keepalive_idle is set"),
     (["fd://3?reuse_port=1"], {}, ValueError, "character 8: reuse_port has no meaning for a socket that is there"),
@@ -1044,10 +1066,10 @@ def test_an_option_that_fails_undoes_all_before_it(poison: Poison, which: int) -
 
 @linux_only
 def test_an_option_after_listen_that_fails_undoes_all_too(poison: Poison) -> None:
-    # Three for each up to bind(2), then fastopen: the first one's, and the second's.
-    report = poison.run('attempt("127.0.0.1:0", "127.0.0.2:0", ttl=9, fastopen=5)', poison="setsockopt:8:95")
+    # Three for each up to bind(2), then reuse_port: the first one's, and the second's.
+    report = poison.run('attempt("127.0.0.1:0", "127.0.0.2:0", ttl=9, reuse_port=True)', poison="setsockopt:8:95")
     assert report.said["text"].startswith("setsockopt(127.0.0.2:")
-    assert "fastopen=5" in report.said["text"]
+    assert "reuse_port=1" in report.said["text"]
     assert (report.said["open"], report.calls["listen"]) == (0, 2)
 
 

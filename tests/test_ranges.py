@@ -163,20 +163,22 @@ def test_those_that_start_together_get_distinct_ports(host: str) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("bind", ["127.0.0.1", "three", ""])
+@pytest.mark.parametrize("bind", ["127.0.0.1", "three", "", "both"])
 def test_who_loses_the_race_goes_on_to_the_next_port(poison: Poison, bind: str) -> None:
     """Both have bound the port, and the other was the first to listen."""
     with harken.listen("127.0.0.1:0", "127.0.0.1:0") as holders:
         first = holders[0].port + 1
+    host, options = ("", "?ipv6_only=0") if bind == "both" else (bind, "")
     report = poison.run(
-        f'attempt("127.0.0.1:0", "{bind}:{first}-{first + 60}", "127.0.0.1:0")',
+        f'attempt("127.0.0.1:0", "{host}:{first}-{first + 60}{options}", "127.0.0.1:0")',
         poison=f"listen:2:{errno.EADDRINUSE}",
         hosts="three=127.0.0.1,127.0.0.2,127.0.0.3",
     )
     ports = report.said["ports"][1:-1]
     assert len(set(ports)) == 1
-    assert len(ports) == {"127.0.0.1": 1, "three": 3}.get(bind, len(LOOPBACKS))
+    assert len(ports) == {"127.0.0.1": 1, "three": 3, "both": 1}.get(bind, len(LOOPBACKS))
     assert first < ports[0] <= first + 60
+    assert bind != "both" or not LOOPBACKS[1:] or report.said["hosts"][1] == "::"
     assert report.calls["sockets"] == report.calls["lists"] == 0
 
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
 from wire import CHILD_ENVIRONMENT, python
 
 import harken
+from children import running
 from harken import _plan
 from machine import linux_only, needs_ipv6
 
@@ -201,6 +203,39 @@ def test_nobody_joins_who_did_not_begin_a_group() -> None:
                     assert child.tries(listener.url, reuse_port=asked)[0] == "refused"
                 with pytest.raises(harken.AddressInUseError):
                     harken.listen(listener.url, reuse_port=True)
+
+
+def test_a_group_of_ours_does_not_let_us_into_one_of_others_that_overlaps() -> None:
+    program = """
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("0.0.0.0", {port}))
+        sock.listen()
+        tell()
+        wait()
+    """
+    first = harken.listen("127.0.0.1:0", reuse_port=True)
+    with first as (listener,), running(dedent(program).format(port=first.port)):
+        with pytest.raises(harken.AddressInUseError):
+            harken.listen(f"0.0.0.0:{listener.port}", reuse_port=True)
+        harken.listen(listener.url, reuse_port=True).close()
+
+
+@pytest.mark.parametrize("at_bind", [False, True])
+def test_a_range_goes_on_behind_what_another_process_has(at_bind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if at_bind:
+        monkeypatch.setattr(_plan, "JOINS_LATE", False)
+    program = """
+        import harken
+        with harken.listen(":0", reuse_port=True) as listeners:
+            tell(port=listeners.port)
+            wait()
+    """
+    with running(dedent(program)) as told:
+        first = told["port"]
+        with harken.listen(f":{first}-{first + 60}", reuse_port=True) as listeners:
+            assert first < listeners.port <= first + 60
 
 
 @pytest.mark.parametrize("options", [{}, {"reuse_port": True}])

@@ -178,8 +178,16 @@ def test_a_bind_that_cannot_be_read_is_a_mistake_of_the_command_line(
     assert bind in capsys.readouterr().err
 
 
+@linux_only
+def test_a_backlog_that_is_not_granted_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "127.0.0.1:0", "--backlog", "2147483647", "--for", "0.01"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("harken: a backlog of 2147483647 was asked for, and the system grants ")
+
+
 def test_usage_errors_and_help_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, code in ([["--help"], 0], [["--version"], 0], [[], 2], [["serve", "--for", "-1"], 2]):
+    wrong = [[[], 2], [["serve", "--for", "-1"], 2], [["serve", "--for", "x"], 2]]
+    for arguments, code in ([["--help"], 0], [["--version"], 0], *wrong):
         with pytest.raises(SystemExit) as ended:
             main(arguments)  # type: ignore[arg-type]
         assert ended.value.code == code

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -675,6 +676,61 @@ class TestTakeover:
                 listener.close()
             os.rmdir(f"{path}2")
             assert (inode(path), folder_of(path)) == (before, ["a.sock"])
+            assert answers(path, old)
+
+    def test_a_warning_that_is_made_an_error_takes_nothing_over(self, path: str) -> None:
+        with opened(path) as old, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if old.backlog is None:
+                pytest.skip("the queue of a unix socket is not told here")
+            before = inode(path)
+            with pytest.raises(RuntimeWarning):
+                harken.listen(f"unix:{path}?exclusive=0", "127.0.0.1:0", backlog=0x7FFFFFFF)
+            assert (inode(path), folder_of(path)) == (before, ["a.sock"])
+            assert answers(path, old)
+
+    @pytest.mark.parametrize("step", ["link", "rename", "lstat"])
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_whatever_interrupts_it_the_old_server_has_its_path(
+        self, path: str, monkeypatch: pytest.MonkeyPatch, step: str, when: str
+    ) -> None:
+        real = getattr(os, step)
+        calls: list[object] = []
+
+        def interrupted(*arguments: object, **options: object) -> object:
+            calls.append(arguments)
+            result = real(*arguments, **options) if len(calls) > 1 or when == "after" else None
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            return result
+
+        with opened(path) as old:
+            before = inode(path)
+            with monkeypatch.context() as patched:
+                new = open_unix(path, exclusive=False)
+                patched.setattr(os, step, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    new.listen()
+            new.close()
+            assert calls
+            assert (inode(path), folder_of(path)) == (before, ["a.sock"])
+            assert answers(path, old)
+
+    @pytest.mark.parametrize("private", [False, True])
+    def test_an_interrupt_before_it_is_ours_leaves_no_name(
+        self, path: str, monkeypatch: pytest.MonkeyPatch, private: bool
+    ) -> None:
+        def entry(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with opened(path) as old:
+            with monkeypatch.context() as patched:
+                patched.setattr(_unix, "Entry", entry)
+                if private:
+                    patched.setattr(_unix, "_begins_closed", lambda _: False)
+                with pytest.raises(KeyboardInterrupt):
+                    open_unix(path, exclusive=False, mode=0o600 if private else None)
+            assert folder_of(path) == ["a.sock"]
             assert answers(path, old)
 
     def test_when_the_rename_fails_nothing_has_changed(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:

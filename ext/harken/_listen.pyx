@@ -106,9 +106,10 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
                     fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
         if not tools.held and (backlog >= 0 or special is not None):
             warn_if_less(asked_for(sockets, special, backlog))
-        if left_out is not None:
-            return IncompleteListeners(sockets, left_out)
-        return c.tuple_of(tools.listeners, sockets)
+        made = c.tuple_of(tools.listeners, sockets) if left_out is None else IncompleteListeners(sockets, left_out)
+        if special is not None and not tools.held:
+            publish_paths(special, sockets)
+        return made
     except BaseException:
         if special is not None:
             give_back(special)
@@ -264,7 +265,7 @@ cdef list bind_one(
 
 cdef Socket new_socket(Tools tools, object plan):
     if plan is None:
-        return <Socket>c.object_of(tools.listener)
+        return <Socket>c.object_of(tools.listener)  # called, it would open a socket of its own
     from harken._plan import TunedListener
     return TunedListener.of(plan)
 
@@ -291,10 +292,8 @@ cdef list bind_special(
         sockets.append(open_planned(bind[4], plan))
     elif scheme == "vsock":
         sockets.append(bind_vsock(tools, bind, plan))
-    elif plan is not None and plan.takes_both and bind[0] is None and bind[2] == c.AF_UNSPEC:
-        left_out = bind_dual(tools, bind, plan, sockets, left_out)
     else:
-        left_out = bind_one(tools, bind, plan, scheme == "mptcp", sockets, left_out, 0)
+        left_out = bind_named(tools, bind, plan, sockets, left_out, 0)
     if tools.held:
         for sock in sockets[first:]:  # at once: whoever tries the same ports must not join
             sock.hold(backlog if plan is None else plan.backlog)
@@ -302,15 +301,18 @@ cdef list bind_special(
     return left_out
 
 
-cdef list bind_dual(Tools tools, tuple bind, object plan, list sockets, list left_out):
-    """One IPv6 socket that takes IPv4 too; where there is no IPv6, one of IPv4."""
+cdef list bind_named(Tools tools, tuple bind, object plan, list sockets, list left_out, int start):
+    """bind_one(); of a wildcard that takes both families one IPv6 socket, or where there is no IPv6, one of IPv4."""
+    cdef bint multipath = bind[6] == "mptcp"
+    if plan is None or not plan.takes_both or bind[0] is not None or bind[2] != c.AF_UNSPEC:
+        return bind_one(tools, bind, plan, multipath, sockets, left_out, start)
     try:
-        return bind_one(tools, bind[:2] + (c.AF_INET6,) + bind[3:], plan, bind[6] == "mptcp", sockets, left_out, 0)
+        return bind_one(tools, bind[:2] + (c.AF_INET6,) + bind[3:], plan, multipath, sockets, left_out, start)
     except OSError as reason:
         if reason.errno != c.NET_EAFNOSUPPORT and reason.errno != c.NET_EADDRNOTAVAIL:
             raise
         left_out = (left_out or []) + [(("::", bind[1], 0, 0), reason)]
-    return bind_one(tools, bind[:2] + (c.AF_INET,) + bind[3:], plan, bind[6] == "mptcp", sockets, left_out, 0)
+    return bind_one(tools, bind[:2] + (c.AF_INET,) + bind[3:], plan, multipath, sockets, left_out, start)
 
 
 cdef Socket bind_vsock(Tools tools, tuple bind, object plan):
@@ -364,9 +366,16 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
                     fail("setsockopt" if tools.held else "listen", (<object>sock).address, error, plan)
                 n = go_on(tools, entry, sockets, error)
                 continue
-        if plan is not None and not tools.held:
-            plan.listening(sock)
-    if not tools.held and any([entry[0][6] == "unix" for entry in special]):
+        if plan is not None:
+            plan.made(sock)
+            if not tools.held:
+                plan.listening(sock)
+    return 0
+
+
+cdef int publish_paths(list special, list sockets) except -1:
+    """The last step: once a live server's path is ours, no error could give it back."""
+    if any([entry[0][6] == "unix" for entry in special]):
         from harken._unix import publish
         publish(sockets)
     return 0
@@ -392,7 +401,11 @@ cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -
     close_all(old)
     if port == bind[5]:
         fail("bind", bind[3], error)
-    bind_one(tools, bind, entry[2], bind[6] == "mptcp", new, None, port + 1)
+    try:
+        bind_named(tools, bind, entry[2], new, None, port + 1)
+    except BaseException:
+        close_all(new)
+        raise
     sockets[first:first + len(old)] = new
     entry[1] = new
     return first
@@ -422,7 +435,9 @@ cdef int open_bound(
         if c.setsockopt(sock.handle, c.IPPROTO_IPV6, c.IPV6_V6ONLY, <const char *>&only, sizeof(only)) != 0:
             error = c.net_last_error()
     if error == 0 and plan is not None:
-        prepare(sock, address, plan, joining)
+        error = prepare(sock, address, plan, joining)
+        if error:
+            step[0] = b"bind"
     if error == 0:
         step[0] = b"bind"
         error = bind_held(sock, address) if held else sock.bind_to(address.ai_addr, <net_length_t>address.ai_addrlen)
@@ -441,13 +456,12 @@ cdef int bind_held(Socket sock, const addrinfo *address) noexcept:
     return error
 
 
-cdef int prepare(Socket sock, const addrinfo *address, object plan, bint joining) except -1:
+cdef int prepare(Socket sock, const addrinfo *address, object plan, bint joining) except? -1:
     try:
-        plan.prepare(sock, decode(address.ai_addr, address.ai_addrlen), joining)
+        return plan.prepare(sock, decode(address.ai_addr, address.ai_addrlen), joining)
     except BaseException:
         sock.end()
         raise
-    return 0
 
 
 cdef int open_tuned(
@@ -460,7 +474,8 @@ cdef int open_tuned(
         step[0], error = b"socket", c.NET_EPROTONOSUPPORT
         if c.NET_IPPROTO_MPTCP >= 0:
             error = open_bound(sock, address, c.NET_IPPROTO_MPTCP, plan, False, held, step)
-        if error == 0 or step[0][0] == b"b":  # at bind() MPTCP is there already
+        # At bind() MPTCP is there already, and of a family that the system lacks it says nothing.
+        if error == 0 or step[0][0] == b"b" or error == c.NET_EAFNOSUPPORT:
             proto = c.NET_IPPROTO_MPTCP
         else:
             told.append((multipath, error_of(error)))

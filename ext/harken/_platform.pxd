@@ -123,7 +123,7 @@ cdef extern from "platform/net.h" nogil:
     const net_socket_t NET_INVALID
     const net_option_t *net_options
     const char *NET_SYSTEM
-    const int NET_BUFFER_FACTOR, NET_FASTOPEN_MOST
+    const int NET_BUFFER_FACTOR, NET_FASTOPEN_EARLY, NET_FASTOPEN_MOST
     const int NET_AF_VSOCK, NET_IPPROTO_MPTCP
     const bint NET_EXCLUSIVE_IS_A_CHOICE, NET_JOINS_LATE, NET_SETS_BOTH, NET_TAKES_BOTH
     const size_t NET_PATH_AT, NET_PATH_ROOM

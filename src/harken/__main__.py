@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from . import __version__
@@ -33,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="an echo server on the given binds",
         description="Listens on every BIND and sends back whatever clients send, until Ctrl-C, SIGTERM or --for.",
-        epilog="A BIND is 8080, :8080, 127.0.0.1:8080, [::1]:8080, localhost:http; port 0 lets the system choose.",
+        epilog="A BIND is anything that harken reads: 8080, 127.0.0.1:8080, [::1]:8080, localhost:http, :8000-8010,"
+        " unix:/run/app.sock, fd://3, also with options: :8080?reuse_port=1. Port 0 lets the system choose.",
     )
     serve.add_argument("binds", nargs="*", metavar="BIND", help="default: 127.0.0.1:27015 and [::1]:27015")
     serve.add_argument("--for", dest="seconds", type=_seconds, metavar="SECONDS", help="stop after this time")
@@ -77,13 +79,16 @@ def _serve(options: argparse.Namespace) -> int:
     from . import _serve
 
     try:
-        listeners = _serve.open_listeners(options.binds, options.backlog)
+        with warnings.catch_warnings(record=True, action="always") as told:
+            listeners = _serve.open_listeners(options.binds, options.backlog)
     except ValueError as error:
         print(f"harken: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"harken: {error}", file=sys.stderr)
         return 1
+    for warning in told:
+        print(f"harken: {warning.message}", file=sys.stderr)
     report = _serve.Report(sys.stdout, as_json=options.json, every=options.every)
     with listeners:
         _serve.run(listeners, report, options.seconds)
@@ -103,7 +108,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return seconds

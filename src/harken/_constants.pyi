@@ -41,5 +41,6 @@ JOINS_LATE: bool
 SETS_BOTH: bool
 TAKES_BOTH: bool
 BUFFER_FACTOR: int
+FASTOPEN_EARLY: bool
 FASTOPEN_MOST: int
 OPTIONS: dict[str, tuple[tuple[int, int], tuple[int, int], bool]]

@@ -27,11 +27,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _holders, _inherit, _netlink, _unix
 from ._bind import Bind
-from ._constants import AF_INET, AF_INET6, AF_UNIX, AI_PASSIVE, IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM
+from ._constants import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    AI_PASSIVE,
+    IPPROTO_IPV6,
+    IPPROTO_MPTCP,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SOCK_STREAM,
+)
 from ._errors import AddressInUseError, ListenError, failure
 from ._hints import excluded_range
 from ._holders import NO_TABLE, Held
 from ._options import for_binds
+from ._plan import Plan
 from ._resolve import getaddrinfo
 from ._socket import Socket, describe, has_family, queue_of
 
@@ -98,13 +109,16 @@ class Wishes(NamedTuple):
     """Also addresses that this machine has not: IP_FREEBIND, IP_TRANSPARENT."""
     takes_over: bool
     """A unix path from a live server."""
+    plan: Plan
+    """What else is asked of the sockets."""
 
     @classmethod
     def of(cls, options: Options) -> Wishes:
         joins = options.reuse_port == "join"
         anywhere = bool(options.freebind or options.transparent)
         over = options.exclusive is False
-        return cls(options.backlog, options.ipv6_only is False, bool(options.reuse_port), joins, anywhere, over)
+        plan = Plan(options)
+        return cls(options.backlog, plan.takes_both, bool(options.reuse_port), joins, anywhere, over, plan)
 
 
 def foresee(binds: Sequence[str | int | Bind]) -> list[Foreseen]:
@@ -211,12 +225,16 @@ class Future:
                 error, sure = _error(errno.EADDRNOTAVAIL), True
         if error is not None and both and _may_be_absent(address, error):
             return replace(_refused(text, address, step, error), verdict="left out")
+        multipath = bind.scheme == "mptcp" and IPPROTO_MPTCP >= 0 and not self._no_socket(family, IPPROTO_MPTCP)
+        refused = _no_option(family, IPPROTO_MPTCP if multipath else IPPROTO_TCP, address, wishes.plan)
+        if step == "bind" and refused is not None:
+            return Foreseen(text, address, _word(refused), error=refused)
         if error is not None:
             row = _refused(text, address, step, error)
             return row if sure else replace(row, verdict=UNKNOWN, note="this system does not tell whether that is so")
         backlog, note = _queue(wishes)
-        if bind.scheme == "mptcp" and (IPPROTO_MPTCP < 0 or self._no_socket(family, IPPROTO_MPTCP)):
-            note = _joined("this system has no MPTCP, it would be plain TCP", note)
+        plain = "this system has no MPTCP, it would be plain TCP" if bind.scheme == "mptcp" and not multipath else ""
+        note = _joined(plain, note)
         if port == 0:
             return Foreseen(text, address, "free", backlog, note=note)
         for held, other in self._ours:
@@ -514,6 +532,22 @@ def _no_socket(family: int, proto: int) -> OSError | None:
         Socket(family, SOCK_STREAM, proto).close()
     except OSError as error:
         return error
+    return None
+
+
+def _no_option(family: int, proto: int, address: tuple[Any, ...], plan: Plan) -> ListenError | None:
+    """The error of an option that this kernel or this user has not: they are set on a socket that nobody sees."""
+    if not any(True for _ in plan.options):
+        return None
+    try:
+        with Socket(family, SOCK_STREAM, proto) as probe:
+            if family == AF_INET6:
+                probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not plan.takes_both)
+            plan.tune(probe, address)
+    except ListenError as error:
+        return error
+    except OSError:
+        pass  # of socket(2), which is told already
     return None
 
 

@@ -111,8 +111,9 @@ def _adopt(handle: int, family: int, kind: int, proto: int, wished: int, at_acce
     if made.proto != proto and hasattr(made, "share"):
         # On Windows CPython forgets the protocol of a handle, but not that of a shared socket; asyncio wants to read 6.
         with made:
+            inheritable = made.get_inheritable()
             made = ListeningSocket(fileno=made.share(os.getpid()))  # type: ignore[arg-type,unused-ignore]
-        made.set_inheritable(False)
+        made.set_inheritable(inheritable)
     made._wished, made._at_accept = wished, at_accept
     return made
 

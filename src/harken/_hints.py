@@ -345,7 +345,15 @@ def _invalid(error: ListenError) -> str:
     return _no_folder(error) if str(error.address).startswith("\0") else ""
 
 
+def _no_descriptor(error: ListenError) -> str:
+    if not str(error.address).startswith("fd://"):
+        return ""
+    return "whoever starts this process has to pass it on: pass_fds= of subprocess, set_inheritable() before an exec"
+
+
 _BY_NUMBER = {
+    errno.EBADF: _no_descriptor,
+    errno.ENOTSOCK: _no_descriptor,
     errno.EACCES: _forbidden,
     errno.EPERM: _forbidden,
     errno.EADDRNOTAVAIL: _not_here,

@@ -72,7 +72,8 @@ class Listener(Socket):
         """From now on connections are accepted: `Socket.listen`. One that listens already is left alone, unless a
         longer queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket.
 
-        Where the system grants a shorter queue than is asked for, a RuntimeWarning says what to change."""
+        Raises ListenError. Where the system grants a shorter queue than is asked for, a RuntimeWarning says what to
+        change."""
         warn_if_less([(self, self._begin(backlog))], level=3)
 
     def _begin(self, backlog: int | None) -> int:
@@ -81,8 +82,19 @@ class Listener(Socket):
             granted = self.backlog
             if backlog is None or granted is None or backlog <= granted:
                 return -1
-        super().listen(backlog)
+        try:
+            super().listen(backlog)
+        except OSError as reason:
+            if self.fileno() < 0:
+                raise
+            from ._errors import failure
+
+            raise failure("listen", self.address, reason) from None
         return carried(self)[0] if backlog is None else backlog
+
+    def _must_be_movable(self) -> None:
+        """Raises where the handle cannot be given to another owner: it is closed, or has still to be listened on."""
+        self.getsockname()
 
     def stats(self) -> ListenerStats:
         """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
@@ -117,7 +129,8 @@ class Listeners(tuple[Listener, ...]):
     def listen(self, backlog: int | None = None) -> None:
         """After `harken.bind`: from now on connections are accepted. ``backlog`` goes over what bind() was given.
 
-        Raises OSError when one cannot listen; the others do then. Warns as `Listener.listen` does, once for all.
+        Raises ListenError when one cannot listen; those before it do then, those behind it do not. Warns as
+        `Listener.listen` does, once for all.
         """
         warn_if_less([(listener, listener._begin(backlog)) for listener in self], level=3)
 
@@ -129,6 +142,8 @@ class Listeners(tuple[Listener, ...]):
         """
         from ._handover import hand_over
 
+        for listener in self:
+            listener._must_be_movable()  # all or none
         return [hand_over(listener) for listener in self]
 
     def acceptor(

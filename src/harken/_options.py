@@ -151,6 +151,14 @@ def _whole(least: int, most: int) -> Callable[[str, object], None]:
     return check
 
 
+def _mode(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        _wrong(name, "an int, as 0o660", value)
+    if not 0 <= value <= 0o777:
+        shown = f"{oct(value)} ({value})" if value.bit_length() < 64 else _shown(value)
+        raise ValueError(f"{name} is from 0o0 to 0o777, written in octal, and not {shown}")
+
+
 def _backlog(name: str, value: object) -> None:
     if not isinstance(value, int):
         raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
@@ -217,7 +225,7 @@ _CHECKS: dict[str, Callable[[str, object], None]] = {
     "incoming_cpu": _whole(0, _INT),
     "busy_poll": _whole(0, _INT),
     "inheritable": _switch,
-    "mode": _whole(0, 0o777),
+    "mode": _mode,
     "owner": _somebody,
     "group": _somebody,
     "configure": _function,

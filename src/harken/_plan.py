@@ -1,9 +1,9 @@
 """How one bind is opened when options are asked for: what is set on its sockets, and when.
 
-    socket → `prepare` → bind → `bound` → listen → `listening` → accept, with `at_accept`
+    socket → `prepare` → bind → `bound` → `made` → listen → `listening` → accept, with what `made` left for it
 
 Before bind(2) stands whatever decides about the address, and whatever the handshake of a connection already needs: the
-buffers, for one, set the window that is offered. After listen(2) stands what some systems take only from a listener.
+buffers, for one, set the window that is offered. After listen(2) stands what this system takes only from a listener.
 Connections have the rest from their listener; what this system does not pass on is set on each of them.
 """
 
@@ -17,6 +17,7 @@ from ._constants import (
     AF_INET6,
     AF_UNIX,
     BUFFER_FACTOR,
+    FASTOPEN_EARLY,
     FASTOPEN_MOST,
     IPPROTO_IPV6,
     IPPROTO_MPTCP,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from ._types import Address
 
-_AFTER = ("fastopen",)
+_AFTER = () if FASTOPEN_EARLY else ("fastopen",)
 _BEFORE = tuple(name for name in OPTIONS if name not in _AFTER and name != "reuse_port")
 _OF_CONNECTIONS = (
     "nodelay", "keepalive", "keepalive_idle", "keepalive_interval", "keepalive_count", "user_timeout", "rcvbuf",
@@ -75,46 +76,41 @@ class Plan:
         return ("reuse_port", True) if step in ("bind", "listen") and self.guards else None
 
     def is_ours(self, address: Address, *states: str) -> bool:
-        """Is the group on this port one that this process has?"""
+        """Is the group on this address one that this process has? With an address that only overlaps it may be in
+        another one."""
         from ._holders import holders
 
         try:
-            found = holders(address)
+            found = [holder for holder in holders(address) if holder.address[:2] == address[:2]]
             return os.getpid() in {holder.pid for holder in found if not states or holder.state in states}
         except (OSError, ValueError):
             return False
 
-    def prepare(self, sock: Socket, address: Address, joining: bool) -> None:
-        """Between socket(2) and bind(2). ``joining``: into a group that is there already."""
+    def prepare(self, sock: Socket, address: Address, joining: bool) -> int:
+        """Between socket(2) and bind(2). ``joining``: into a group that is there already. Answers with an error number
+        where the port is somebody's and bind(2) would not say so, else 0."""
         options = self.options
         if options.exclusive is not None and sock.family != AF_UNIX:
             _attempt(address, "exclusive", options.exclusive, set_exclusive, sock, options.exclusive)
         if options.inheritable is not None:
             sock.set_inheritable(options.inheritable)
         if self.guards and not JOINS_LATE and not joining and address[1]:
-            self._must_be_free(sock, address)
+            error = _taken(sock, address)
+            if error:
+                return error
         if options.reuse_port and (joining or options.reuse_port == "join" or not JOINS_LATE):
             self._set(sock, address, "reuse_port", 1)
-        for name, value in self._values(_BEFORE):
-            self._set(sock, address, name, value)
+        self.tune(sock, address)
         if options.configure is not None:
             options.configure(sock, address)
             if sock.fileno() < 0:
                 raise ValueError("configure() has closed the socket, which is to be bound next")
+        return 0
 
-    def _must_be_free(self, sock: Socket, address: Address) -> None:
-        """Where a socket joins at bind(2), one that does not join finds out whether there is anything to join."""
-        with Socket(sock.family, sock.type, sock.proto) as probe:
-            probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            if sock.family == AF_INET6:
-                probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
-            try:
-                probe.bind(address)
-            except OSError as reason:
-                if not self.is_ours(address):
-                    from ._errors import failure
-
-                    raise failure("bind", address, reason, self.concerned("bind")) from None
+    def tune(self, sock: Socket, address: Address) -> None:
+        """The system's own options."""
+        for name, value in self._values(_BEFORE):
+            self._set(sock, address, name, value)
 
     def bound(self, sock: Socket, address: Address) -> None:
         """After bind(2), of a port that is held until it listens: from here on this process may have others beside it.
@@ -138,7 +134,10 @@ class Plan:
             # are to share it already.
             self._set(sock, address, "reuse_port", 1)
         for name, value in self._values(_AFTER):
-            self._set(sock, address, name, min(value, FASTOPEN_MOST) if isinstance(value, int) else value)
+            self._set(sock, address, name, value)
+
+    def made(self, sock: Socket) -> None:
+        """When all addresses are bound: what connections get when they are accepted, whoever calls listen(2)."""
         at_accept = b"".join(
             _packed(*number, _value(name, value, number[0]))
             for name, value in self._values(_OF_CONNECTIONS)
@@ -152,8 +151,7 @@ class Plan:
     def adopted(self, listener: Listener) -> TunedListener:
         """For a socket that somebody else has bound."""
         address = listener.address
-        for name, value in self._values(_BEFORE):
-            self._set(listener, address, name, value)
+        self.tune(listener, address)
         if self.options.inheritable is not None:
             listener.set_inheritable(self.options.inheritable)
         return TunedListener.of(self, let_go(listener))
@@ -168,11 +166,24 @@ class Plan:
             ):
                 value = True
             if value is not None:
-                yield name, value
+                yield name, min(int(value), FASTOPEN_MOST) if name == "fastopen" else value
 
     def _set(self, sock: Socket, address: Address, name: str, value: object) -> None:
         for number in _numbers(name, sock):
             _attempt(address, name, value, _set_one, sock, number, name, value)
+
+
+def _taken(sock: Socket, address: Address) -> int:
+    """Where a socket joins at bind(2), one that does not join finds out whether there is anything to join."""
+    with Socket(sock.family, sock.type, sock.proto) as probe:
+        probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if sock.family == AF_INET6:
+            probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
+        try:
+            probe.bind(address)
+        except OSError as reason:
+            return reason.errno or 0
+    return 0
 
 
 class TunedListener(Listener):

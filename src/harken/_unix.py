@@ -183,19 +183,21 @@ class UnixListener(Listener):
 
     def detach(self) -> int:
         """Gives the handle away, open; the path stays. Raises ValueError where the path is not taken over yet."""
-        self._must_have_its_path()
+        if self.fileno() >= 0:
+            self._must_be_movable()
         self.entry = None
         return super().detach()
 
     def to_socket(self) -> stdlib.socket:
         """Moves the handle into a new ``socket.socket``; the path stays when that is closed. Raises ValueError where
         the path is not taken over yet."""
-        self._must_have_its_path()
+        self._must_be_movable()
         made = super().to_socket()
         self.entry = None
         return made
 
-    def _must_have_its_path(self) -> None:
+    def _must_be_movable(self) -> None:
+        super()._must_be_movable()
         if self.entry is not None and self.entry.final is not None:
             raise ValueError(f"{self.url} is taken over in listen(): call that first")
 
@@ -221,17 +223,17 @@ class Entry:
         if self.final is None:
             return
         with _step("rename", self.shown), _locked(os.path.dirname(self.final)):
-            if socket_at(self.shown, self.final):
-                backup = _temporary(self.final)
-                with _step("link", self.shown):
-                    os.link(self.final, backup, follow_symlinks=False)
-                self.backup = backup
             try:
+                if socket_at(self.shown, self.final):
+                    self.backup = _temporary(self.final)  # known before it is there, whatever interrupts us
+                    with _step("link", self.shown):
+                        os.link(self.final, self.backup, follow_symlinks=False)
                 os.rename(self.path, self.final)
-            except OSError:
-                self.settle()
-                raise
-        self.path, self.final = self.final, None
+            finally:
+                if _place(self.final) == self.place:
+                    self.path, self.final = self.final, None
+                else:
+                    self.settle()
 
     def settle(self) -> None:
         """What was taken over is not given back any more."""
@@ -329,10 +331,10 @@ def _bind(listener: UnixListener, path: str, shown: str, take_over: bool, mode: 
             return
         # It is made under another name, and moved.
         made = beside = _temporary(full)
-        if private:
-            os.mkdir(beside, 0o700)
-            made = os.path.join(beside, "s")
         try:
+            if private:
+                os.mkdir(beside, 0o700)
+                made = os.path.join(beside, "s")
             rest = os.path.relpath(made, folder)
             text = os.path.join(os.path.dirname(path), rest)
             listener.bind(_fitting(text, way, rest) or must_fit(text))
@@ -344,10 +346,11 @@ def _bind(listener: UnixListener, path: str, shown: str, take_over: bool, mode: 
                 entry.path = goes_to
             entry.final = full if take_over else None
         finally:
+            if listener.entry is None or (private and listener.entry.path == made):  # it failed, or was interrupted
+                with suppress(OSError):
+                    os.unlink(made)
             if private:
                 with suppress(OSError):
-                    if listener.entry is not None and listener.entry.path == made:
-                        os.unlink(made)
                     os.rmdir(beside)
 
 

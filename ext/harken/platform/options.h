@@ -60,6 +60,11 @@ typedef struct {
 #define NET_BUFFER_FACTOR 1
 #define NET_FASTOPEN_MOST 1
 #endif
+#ifdef __APPLE__
+#define NET_FASTOPEN_EARLY 0 /* only of a socket that listens */
+#else
+#define NET_FASTOPEN_EARLY 1
+#endif
 
 #define NET_BOTH(name, level, option, inherited) {name, level, option, level, option, inherited}
 
