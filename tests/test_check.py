@@ -32,7 +32,6 @@ from children import (
     on_terminal,
     run,
     running,
-    server,
 )
 from harken import _foresee, _holders, _netlink, _options
 from harken.__main__ import main
@@ -111,6 +110,11 @@ def free_port(host: str = "127.0.0.1") -> int:
     first = 10000 + os.getpid() * 101 % 20000
     with harken.listen(f"[{host}]:{first}-{first + 100}" if ":" in host else f"{host}:{first}-{first + 100}") as found:
         return found.port
+
+
+def server(host: str = "127.0.0.1", **facts: Any) -> str:
+    """`children.server`, at a port from which no connection of the other tests goes out."""
+    return children.server(host, **({"port": free_port()} | facts))
 
 
 # ---------------------------------------------------------------------------- who has it

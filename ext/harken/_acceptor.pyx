@@ -585,6 +585,8 @@ cdef class Acceptor:
             elif error == c.NET_EINTR:
                 c.PyErr_CheckSignals()
                 continue
+            elif self.shut:
+                return found or None  # closed by another thread between the two looks
             elif error != c.NET_EWOULDBLOCK and not found:
                 try:
                     c.net_raise(error)
