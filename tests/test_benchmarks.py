@@ -70,3 +70,20 @@ def test_every_way_to_hand_a_socket_to_uvicorn() -> None:
     found = rows("adopted.py", "--rounds", "1", "--requests", "2")
     assert len(found) == 3
     assert all(float(stdlib) > 0 and float(ours) > 0 for stdlib, ours, _ in found)
+
+
+@pytest.mark.skipif(not LINUX, reason="the program in C is measured on Linux")
+@pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
+@pytest.mark.skipif(LINUX and len(os.sched_getaffinity(0)) < 2, reason="one core for the server, one for the load")
+def test_every_server_for_short_connections(tmp_path: Path) -> None:
+    file = tmp_path / "samples.json"
+    arguments = ["--rounds", "2", "--count", "20", "--at-once", "5", "--json", str(file)]
+    printed = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "short.py"), *arguments], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    samples = json.loads(file.read_text("utf-8"))
+    assert {"C, epoll", "asyncio", "harken.asyncio on asyncio", "harken.Acceptor, iterated"} <= set(samples)
+    for measured in samples.values():
+        assert len(measured) == 2
+        assert all(cpu >= 0 and rate > 0 for cpu, rate in measured)
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 2 + len(samples)

@@ -10,6 +10,7 @@ The map of the house, in the order of the flow:
     _plan        when each option is set
     _listener    what a server holds: `Listeners`, `Listener`
     _acceptor    the accept engine: batches, limits, overload: `Acceptor`         (compiled)
+    asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
     _overload    what the log is told when descriptors run out
     _stats       how long the queues are: `stats`; what an acceptor did: `AcceptorStats`
     _unix        unix sockets: whose a path is, and from when

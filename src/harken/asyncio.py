@@ -1,0 +1,701 @@
+"""asyncio's servers over the accept engine: `start_server` and `create_server`, with asyncio's own signatures.
+
+::
+
+    server = await harken.asyncio.start_server(greet, "127.0.0.1", 8080, max_open=1000)
+    server = await harken.asyncio.create_server(Protocol, ":8080", ssl=context)
+    async with server:
+        await server.serve_forever()
+
+What differs from asyncio's: connections are taken in batches by an `harken.Acceptor`, which survives running out of
+descriptors; no task is made for each; the queue has the length that the system grants, and never becomes shorter; a
+protocol factory that fails closes its connection, and the loop's exception handler is told.
+
+How a connection gets to its loop, the cheapest way first:
+
+- asyncio's own loops make a transport when they are asked with the method that their own server uses. It is private, so
+  its signature is looked at before, and it gets nothing that it would not get from asyncio. Selector loops work with a
+  `harken.Socket` as it is; the proactor loop wants a ``socket.socket``.
+- uvloop: ``loop.connect_accepted_socket()``, whose coroutine is driven by hand; a task would cost as much as the rest.
+- any other loop: the same in a task.
+
+When there is something to take is told by ``loop.add_reader()`` on the acceptor's one descriptor, or where the loop or
+the engine has none, by a thread that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import threading
+import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
+from collections.abc import Iterable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from ._acceptor import Acceptor
+from ._address import normal_host, scope_name
+from ._bind import Bind
+from ._constants import AF_INET, AF_INET6, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
+from ._inherit import adopt
+from ._listen import bind
+from ._listener import Listener
+from ._socket import Socket, queue_of, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from ssl import SSLContext
+
+    from ._types import OnOverload
+
+__all__ = ["Server", "create_server", "start_server"]
+
+_FATAL = (SystemExit, KeyboardInterrupt)
+
+
+async def start_server(
+    client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object],
+    host: Any = None,
+    port: int | str | None = None,
+    *,
+    limit: int = 2**16,
+    **kwds: Any,
+) -> Server:
+    """``asyncio.start_server()`` over the accept engine: ``client_connected_cb(reader, writer)``, a function or a
+    coroutine function, is called for each connection. ``limit`` is what it is there, how much a StreamReader buffers;
+    how many connections may be open at once is ``max_open``. The rest: `create_server`."""
+    loop = asyncio.get_running_loop()
+
+    def factory() -> asyncio.StreamReaderProtocol:
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)  # type: ignore[arg-type]
+
+    return await create_server(factory, host, port, **kwds)
+
+
+async def create_server(
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    host: Any = None,
+    port: int | str | None = None,
+    *,
+    family: int = AF_UNSPEC,
+    flags: int = AI_PASSIVE,
+    sock: Any = None,
+    backlog: int | None = None,
+    ssl: SSLContext | None = None,
+    reuse_address: bool | None = None,
+    reuse_port: bool | None = None,
+    keep_alive: bool | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+    max_open: int | None = None,
+    batch: int | None = None,
+    on_overload: OnOverload = "pause",
+    engine: str | None = None,
+    **options: Any,
+) -> Server:
+    """``loop.create_server()`` over the accept engine, for the running loop.
+
+    ``host`` and ``port`` are asyncio's; a wildcard with port 0 has one port for both families. Without a port, ``host``
+    may also be a bind (``":8080"``, ``"unix:/run/app.sock"``, ``8080``), listeners as `harken.listen` and `harken.bind`
+    return them, or a sequence of binds. Listeners and ``sock`` belong to the server: it closes them.
+
+    ``backlog``: by default the queue is as long as the system grants, or as it is already. A number never shortens the
+    queue of a socket that listens.
+
+    ``reuse_port`` joins the sockets of other processes on the same port, as in asyncio. ``reuse_address``: SO_REUSEADDR
+    is on on POSIX and never on Windows; False is `exclusive`. ``options`` are those of `harken.listen`.
+
+    ``max_open``: how many connections may be open at once; further clients wait in the queue. ``batch``,
+    ``on_overload``, ``engine``: see `harken.Acceptor`.
+
+    Raises ValueError and TypeError for what asyncio refuses, and ListenError, an OSError, for an address that cannot be
+    had; nothing stays open then.
+    """
+    if isinstance(ssl, bool):
+        raise TypeError("ssl argument must be an SSLContext or None")
+    if ssl is None and ssl_handshake_timeout is not None:
+        raise ValueError("ssl_handshake_timeout is only meaningful with ssl")
+    if ssl is None and ssl_shutdown_timeout is not None:
+        raise ValueError("ssl_shutdown_timeout is only meaningful with ssl")
+    for name, number in (("max_open", max_open), ("batch", batch)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise (ValueError if isinstance(number, int) else TypeError)(f"{name} must be at least 1: {number!r}")
+    if sock is not None:
+        if host is not None or port is not None:
+            raise ValueError("host/port and sock can not be specified at the same time")
+        listeners = [_from_socket(sock)]
+    elif host is None and port is None:
+        raise ValueError("Neither host/port nor sock were specified")
+    else:
+        wished = {"backlog": backlog, "reuse_port": "join" if reuse_port else None, "keepalive": keep_alive or None}
+        if reuse_address is False and not reuse_port:
+            wished["exclusive"] = True
+        options |= {name: value for name, value in wished.items() if value is not None}
+        listeners = await _bound(host, port, family, flags, options)
+    loop = asyncio.get_running_loop()
+    tls = {
+        "ssl": ssl,
+        "ssl_handshake_timeout": ssl_handshake_timeout,
+        "ssl_shutdown_timeout": ssl_shutdown_timeout,
+    }
+    limits = {"batch": batch, "limit": max_open, "on_overload": on_overload, "engine": engine}
+    server = Server(loop, listeners, protocol_factory, backlog, tls if ssl else {}, limits, sock)
+    if start_serving:
+        try:
+            server._start_serving()
+        except BaseException:
+            server.close()
+            raise
+    return server
+
+
+# ---------------------------------------------------------------------------- where it listens
+
+
+def _from_socket(sock: Any) -> Socket:
+    """The caller's ``socket.socket`` stays usable, as in asyncio, where it is the very socket that listens."""
+    if isinstance(sock, Socket):
+        return sock
+    if hasattr(sock, "do_handshake"):
+        raise TypeError("Socket cannot be of type SSLSocket")
+    if sock.type != SOCK_STREAM:
+        raise ValueError(f"A Stream Socket was expected, got {sock!r}")
+    return adopt(sock.dup())
+
+
+async def _bound(host: Any, port: int | str | None, family: int, flags: int, options: dict[str, Any]) -> list[Socket]:
+    """Listeners, for the time being bound only. Names are resolved in a thread."""
+    hosts: list[Any] = [host] if host is None or isinstance(host, (str, int, Bind, Socket)) else list(host)
+    binds: list[Any]
+    if port is None:
+        if hosts and all(isinstance(one, Socket) for one in hosts):
+            return hosts
+        binds = [one if isinstance(one, (int, Bind)) or _is_bind(one) else _bind_text(one, 0, family) for one in hosts]
+    elif any(not isinstance(one, (str, type(None))) for one in hosts):
+        raise ValueError("a bind has its port already")
+    elif len(hosts) == 1 and flags == AI_PASSIVE:
+        binds = [_bind_text(hosts[0], port, family)]
+    else:
+        binds = await _resolved(hosts, port, family, flags)
+    if not binds:
+        raise ValueError("there is no host to listen on")
+    binds = [Bind(one) for one in binds]
+    if not any(map(_has_name, binds)):
+        return list(bind(*binds, **options))
+    work = asyncio.get_running_loop().run_in_executor(None, partial(bind, *binds, **options))
+    try:
+        return list(await asyncio.shield(work))
+    except asyncio.CancelledError:
+        work.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().close()
+
+
+def _is_bind(text: str) -> bool:
+    """Not just a host. ``::1`` is a host; so is a name."""
+    if "://" in text or text.startswith(("unix:", "systemd:", "[")) or text.isdigit():
+        return True
+    return text.partition("?")[0].count(":") == 1
+
+
+def _bind_text(host: str | None, port: int | str, family: int) -> str:
+    scheme = {AF_INET: "tcp4", AF_INET6: "tcp6"}.get(family, "tcp")
+    if not host:
+        host = "*"
+    elif ":" in host:
+        host = f"[{host}]"
+    return f"{scheme}://{host}:{port}"
+
+
+def _has_name(one: Bind) -> bool:
+    """Does opening it ask a resolver?"""
+    host = one.host
+    return isinstance(one.port, str) or (host is not None and normal_host(host.partition("%")[0]) is None)
+
+
+async def _resolved(hosts: Sequence[str | None], port: int | str, family: int, flags: int) -> list[str]:
+    """Several names may stand for one address, which can be bound once."""
+    loop = asyncio.get_running_loop()
+    answers = await asyncio.gather(
+        *(loop.getaddrinfo(one or None, port, family=family, type=SOCK_STREAM, flags=flags) for one in hosts)
+    )
+    found = []
+    address: Any
+    for _, _, _, _, address in (entry for answer in answers for entry in answer):
+        scope = f"%{scope_name(address[3])}" if len(address) > 3 and address[3] and "%" not in address[0] else ""
+        found.append(_bind_text(f"{address[0]}{scope}", address[1], AF_UNSPEC))
+    return list(dict.fromkeys(found))
+
+
+def _listen(listener: Socket, backlog: int | None) -> None:
+    """A queue is never made shorter."""
+    if not isinstance(listener, Listener) and state_of(listener) == "listening":
+        granted = queue_of(listener.fileno())[1]
+        if backlog is None or granted is None or backlog <= granted:
+            return
+    listener.listen(backlog)
+
+
+# ---------------------------------------------------------------------------- the server
+
+
+class Server(asyncio.AbstractServer):
+    """What `create_server` and `start_server` return: it behaves as ``asyncio.Server`` of Python 3.13 does, on every
+    Python and every loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listeners: list[Socket],
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        backlog: int | None,
+        tls: dict[str, Any],
+        limits: dict[str, Any],
+        given: Any,
+    ) -> None:
+        self._loop = loop
+        self._listeners: tuple[Socket, ...] | None = tuple(listeners)
+        self._given = given  # the caller's socket, which is closed with ours
+        self._factory = protocol_factory
+        self._backlog = backlog
+        self._tls = tls
+        self._limits = limits
+        self._acceptor: Acceptor | None = None
+        self._descriptor = -1  # the acceptor's, while the loop polls it
+        self._taken: threading.Event | None = None  # for the thread that waits, if there is one
+        self._active = 0  # connections that are not lost yet
+        # Weak, so that a transport that nobody has any more is found out.
+        self._clients: set[weakref.ref[Any]] = set()
+        self._forget = self._clients.discard
+        self._lent: set[Lent | Tracked] = set()  # connections of other loops than asyncio's own
+        self._waiters: list[asyncio.Future[None]] | None = []
+        self._forever: asyncio.Future[None] | None = None
+        self._connect = _way(loop)
+
+    def __repr__(self) -> str:
+        return f"<harken.asyncio.Server {', '.join(map(str, self._listeners or ())) or 'closed'}>"
+
+    def __del__(self) -> None:
+        # The loop was closed while this served, or it never served.
+        if getattr(self, "_listeners", None) is not None:
+            import warnings
+
+            warnings.warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
+            self._stop()
+
+    # ------------------------------------------------------------------ as asyncio.Server
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def is_serving(self) -> bool:
+        return self._acceptor is not None
+
+    @property
+    def sockets(self) -> tuple[Socket, ...]:
+        """The listeners; none when the server is closed."""
+        return self._listeners or ()
+
+    @property
+    def acceptor(self) -> Acceptor | None:
+        """What takes the connections, while it serves: to pause it, and for its counters."""
+        return self._acceptor
+
+    def _start_serving(self) -> None:
+        if self._acceptor is not None:
+            return
+        if self._listeners is None:
+            raise RuntimeError(f"server {self!r} is closed")
+        for listener in self._listeners:
+            _listen(listener, self._backlog)
+        acceptor = Acceptor(self._listeners, **self._limits)
+        try:
+            try:
+                descriptor = acceptor.fileno()
+                self._loop.add_reader(descriptor, self._take)
+                self._descriptor = descriptor
+            except (NotImplementedError, OSError):  # the proactor loop; an engine without a descriptor
+                self._taken = threading.Event()
+                threading.Thread(
+                    target=_watch,
+                    args=(acceptor, self._loop, weakref.ref(self), self._taken, copy_context()),
+                    name="harken.asyncio",
+                    daemon=True,
+                ).start()
+        except BaseException:
+            acceptor.close()
+            raise
+        self._acceptor = acceptor
+        self._release = acceptor.release
+
+    async def start_serving(self) -> None:
+        self._start_serving()
+
+    async def serve_forever(self) -> None:
+        if self._forever is not None:
+            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
+        if self._listeners is None:
+            raise RuntimeError(f"server {self!r} is closed")
+        self._start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        except asyncio.CancelledError:
+            self.close()
+            await self.wait_closed()
+            raise
+        finally:
+            self._forever = None
+
+    def close(self) -> None:
+        """Ends accepting and closes the listeners. Connections stay open. A second time does nothing."""
+        if self._listeners is None:
+            return
+        left = self._stop()
+        if self._forever is not None and not self._forever.done():
+            self._forever.cancel()
+        self._forever = None
+        # What the engine has taken and not handed out is served: these clients are connected.
+        if self._loop.is_closed():
+            for connection in left:
+                connection.close()
+        elif left:
+            self._hand_over(left)
+        self._wake_if_over()
+
+    def _stop(self) -> list[Socket]:
+        """Also for a loop that is closed. Returns what the engine still had."""
+        left = []
+        if self._acceptor is not None:
+            if self._descriptor >= 0 and not self._loop.is_closed():
+                self._loop.remove_reader(self._descriptor)
+            self._descriptor = -1
+            self._acceptor.close()
+            for connection in self._acceptor:
+                connection.setblocking(False)
+                left.append(connection)
+        if self._taken is not None:
+            self._taken.set()
+        for listener in self._listeners or ():
+            listener.close()
+        if self._given is not None:
+            self._given.close()
+        self._listeners = self._given = self._acceptor = None
+        return left
+
+    def close_clients(self) -> None:
+        """Closes all connections, when what was written is sent."""
+        self._each("close")
+
+    def abort_clients(self) -> None:
+        """Closes all connections at once."""
+        self._each("abort")
+
+    def _each(self, what: str) -> None:
+        clients = [one.client for one in self._lent] + [reference() for reference in self._clients.copy()]
+        for client in clients:
+            if isinstance(client, (_Drive, asyncio.Task)):  # has no transport yet
+                client.cancel()
+            elif client is not None:
+                getattr(client, what)()
+
+    async def wait_closed(self) -> None:
+        """Until the server is closed and all of its connections are: on every Python, as since 3.12.1."""
+        if self._waiters is None:
+            return
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _wake_if_over(self) -> None:
+        if self._active == 0 and self._listeners is None and self._waiters is not None and not self._loop.is_closed():
+            waiters, self._waiters = self._waiters, None
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+        await self.wait_closed()
+
+    # Called by asyncio's transports; up to 3.12.0 without the transport.
+
+    def _attach(self, _transport: object = None) -> None:
+        self._active += 1
+
+    def _detach(self, _transport: object = None) -> None:
+        self._active -= 1
+        if self._active == 0 and self._listeners is None:
+            self._wake_if_over()
+
+    # ------------------------------------------------------------------ from the engine to the loop
+
+    def _take(self) -> None:
+        """The loop says that there is something to do."""
+        acceptor = self._acceptor
+        if acceptor is None:
+            return
+        try:
+            connections = acceptor.accept_many()
+        except OSError as error:
+            self._report("accepting failed", error)
+            if acceptor.closed:  # the last listener was closed, and not by close()
+                self.close()
+            return
+        if connections:
+            self._hand_over(connections)
+
+    def _hand_over(self, connections: Iterable[Socket], held: bool = False) -> None:
+        if not held:
+            self._attach()  # the batch: a factory may close the server before it has got the rest
+        left = iter(connections)
+        connect = self._connect
+        for connection in left:
+            try:
+                # In a context of its own, as if it were a task.
+                copy_context().run(connect, self, connection)
+            except BaseException as error:
+                connection.close()
+                if isinstance(error, _FATAL):  # the loop stops; if it goes on, so does this
+                    self._loop.call_soon(self._hand_over, left, True)
+                    raise
+                self._report("Error on transport creation for incoming connection", error)
+        self._detach()
+
+    def _report(self, message: str, error: BaseException) -> None:
+        self._loop.call_exception_handler({"message": message, "exception": error, "server": self})
+
+    def _failed(self, error: BaseException) -> None:
+        """A connection did not get its transport. A handshake that fails is the client's business, as in asyncio."""
+        if isinstance(error, _FATAL):
+            raise error
+        if not isinstance(error, (OSError, asyncio.CancelledError)):
+            self._report("Error on transport creation for incoming connection", error)
+
+    def _lend(self, lent: Lent | Tracked, client: Any) -> None:
+        """A connection was given away; ``client`` ends it."""
+        lent.client, lent.tell = client, self._lost
+        self._lent.add(lent)
+        self._attach()
+
+    def _lost(self, lent: Lent | Tracked) -> None:
+        """It is closed."""
+        self._lent.discard(lent)
+        self._release()
+        self._detach()
+
+    def _let_go(self, _: object) -> None:
+        """The same, when asyncio counts the connections."""
+        self._release()
+
+
+def _watch(
+    acceptor: Acceptor,
+    loop: asyncio.AbstractEventLoop,
+    server: weakref.ref[Server],
+    taken: threading.Event,
+    context: Context,
+) -> None:
+    """In a thread: wakes the loop, and waits until it has taken what there was."""
+    more = True
+    while more:
+        with suppress(OSError):  # accept_many() meets it too, and tells
+            more = acceptor.wait()
+        taken.clear()
+        try:
+            loop.call_soon_threadsafe(_take_once, server, taken, context=context)
+        except RuntimeError:  # the loop is closed
+            return
+        while more and not taken.wait(1):
+            more = not acceptor.closed  # or else the loop is gone, and the call with it
+
+
+def _take_once(reference: weakref.ref[Server], taken: threading.Event) -> None:
+    try:
+        server = reference()
+        if server is not None:
+            server._take()
+    finally:
+        taken.set()
+
+
+# ---------------------------------------------------------------------------- ways from a connection to a transport
+
+
+def _way(loop: asyncio.AbstractEventLoop) -> Callable[[Server, Socket], None]:
+    if isinstance(loop, asyncio.BaseEventLoop) and _makes_transports(loop):
+        return _by_asyncio if isinstance(loop, BaseSelectorEventLoop) else _by_proactor
+    return _by_uvloop if type(loop).__module__.partition(".")[0] == "uvloop" else _by_any
+
+
+def _makes_transports(loop: Any) -> bool:
+    """Is the method that asyncio's own server uses there, as it is in Python 3.11 to 3.14?"""
+    with suppress(AttributeError, TypeError, ValueError):
+        inspect.signature(loop._make_socket_transport).bind(None, None, server=None)
+        inspect.signature(loop._make_ssl_transport).bind(
+            None, None, None, server_side=True, server=None, ssl_handshake_timeout=None, ssl_shutdown_timeout=None
+        )
+        return True
+    return False
+
+
+def _by_asyncio(server: Server, connection: Socket | socket.socket) -> None:
+    """A transport, at once. It tells the server when it begins and when it has ended."""
+    protocol = server._factory()
+    loop: Any = server._loop
+    try:
+        if server._tls:
+            tls = server._tls
+            transport = loop._make_ssl_transport(
+                connection, protocol, tls["ssl"], server_side=True, server=server,
+                ssl_handshake_timeout=tls["ssl_handshake_timeout"], ssl_shutdown_timeout=tls["ssl_shutdown_timeout"],
+            )  # fmt: skip
+        else:
+            transport = loop._make_socket_transport(connection, protocol, server=server)
+    except OSError:
+        connection.close()  # it has died meanwhile: some systems refuse to set an option then
+        return
+    # Weakly, so that asyncio notices a transport that nobody has any more.
+    server._clients.add(weakref.ref(transport, server._forget))
+
+
+def _by_proactor(server: Server, connection: Socket) -> None:
+    sock = Tracked.of(connection)
+    sock.tell = server._let_go
+    try:
+        _by_asyncio(server, sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _by_any(server: Server, connection: Socket) -> None:
+    protocol = server._factory()
+    sock = Tracked.of(connection)
+
+    async def begin() -> None:
+        try:
+            sock.client, _ = await server._loop.connect_accepted_socket(lambda: protocol, sock, **server._tls)
+        except BaseException as error:
+            sock.close()
+            server._failed(error)
+
+    server._lend(sock, server._loop.create_task(begin()))
+
+
+def _by_uvloop(server: Server, connection: Socket) -> None:
+    protocol = server._factory()
+    lent: Any = Lent(connection)
+    drive = _Drive(server, lent, server._loop.connect_accepted_socket(lambda: protocol, lent, **server._tls))
+    # Whatever is wrong with the connection or the arguments is found out in the first step, before uvloop has the
+    # descriptor; from then on it is uvloop's.
+    drive.first_step()
+    connection.detach()
+    server._lend(lent, drive)
+
+
+class Tracked(socket.socket):
+    """An accepted connection for a loop that wants a ``socket.socket``. It tells when it is closed or given away."""
+
+    __slots__ = ("client", "tell")
+
+    client: Any
+    tell: Callable[[Tracked], None] | None
+
+    @classmethod
+    def of(cls, connection: Socket) -> Self:
+        self = cls(connection.family, connection.type, connection.proto, connection.fileno())
+        self.client = self.tell = None
+        try:
+            self.setblocking(False)
+        except BaseException:
+            self.detach()  # the connection has it still
+            raise
+        connection.detach()
+        return self
+
+    def close(self) -> None:
+        super().close()
+        self._told()
+
+    def detach(self) -> int:
+        number = super().detach()
+        self._told()
+        return number
+
+    def __del__(self) -> None:
+        super().__del__()  # type: ignore[misc]
+        self._told()
+
+    def _told(self) -> None:
+        tell, self.tell, self.client = self.tell, None, None
+        if tell is not None:
+            tell(self)
+
+
+class Lent:
+    """As much of a socket as uvloop asks for. libuv closes the descriptor; then uvloop closes what it had it from."""
+
+    __slots__ = ("client", "family", "fileno", "proto", "tell", "type")
+
+    def __init__(self, connection: Socket) -> None:
+        self.family, self.type, self.proto = connection.family, connection.type, connection.proto
+        self.fileno = connection.fileno
+        self.client: Any = None
+        self.tell: Callable[[Lent], None] | None = None
+
+    def close(self) -> None:
+        tell, self.tell, self.client = self.tell, None, None
+        if tell is not None:
+            tell(self)
+
+
+class _Drive:
+    """A coroutine without a task: it goes on when the future is done that it waits for."""
+
+    __slots__ = ("_coroutine", "_lent", "_server")
+
+    def __init__(self, server: Server, lent: Lent, coroutine: Coroutine[Any, None, tuple[Any, Any]]) -> None:
+        self._server = server
+        self._lent = lent
+        self._coroutine: Coroutine[Any, None, tuple[Any, Any]] | None = coroutine
+
+    def first_step(self) -> None:
+        """Raises what the coroutine raises."""
+        assert self._coroutine is not None
+        self._wait_for(self._coroutine.send(None))
+
+    def _wait_for(self, future: Any) -> None:
+        future._asyncio_future_blocking = False  # as a task does
+        future.add_done_callback(self._step)
+
+    def _step(self, _: object) -> None:
+        if self._coroutine is not None:
+            self._go(self._coroutine.send, None)
+
+    def cancel(self) -> None:
+        if self._coroutine is not None:
+            self._go(self._coroutine.throw, asyncio.CancelledError())
+
+    def _go(self, move: Callable[[Any], object], argument: object) -> None:
+        try:
+            self._wait_for(move(argument))
+        except BaseException as end:
+            self._coroutine = None
+            if not isinstance(end, StopIteration):
+                self._server._failed(end)
+            elif self._lent.tell is not None:  # not closed meanwhile
+                self._lent.client = end.value[0]
