@@ -156,7 +156,7 @@ static const struct {
     {"wildcard", wildcard},         {"listen", listen_close},
     {"steps", listen_close},        {"drain_many", drain_many},
     {"drain_many_nonblocking", drain_many}, {"drain_engine", drain_many},
-    {"drain_one", drain_one},
+    {"drain_accept4", drain_many},          {"drain_one", drain_one},
 };
 
 int main(void)

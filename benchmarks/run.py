@@ -37,9 +37,13 @@ CASES = [
     Case("drain_many", "{} queued: accept_many(64); stdlib: accept()", 2000),
     Case("drain_many_nonblocking", "{} queued: accept_many(64); stdlib: accept(), setblocking(False)", 2000),
     Case("drain_engine", "{} queued: Acceptor.accept_many(); stdlib: accept(), setblocking(False)", 2000),
+    Case("drain_accept4", "{} queued: the same, engine accept4", 2000),
     Case("drain_one", "{} queued, addresses asked for: accept()", 2000),
     Case("import", "import; stdlib: import socket", 1),
 ]
+
+if sys.platform != "linux":
+    CASES = [case for case in CASES if case.name != "drain_accept4"]
 
 
 def pin() -> int | None:

@@ -79,9 +79,9 @@ def drain_many(count: int) -> int:
     return took
 
 
-def drain_engine(count: int) -> int:
+def drain_engine(count: int, engine: str | None = None) -> int:
     taken: list[Socket] = []
-    with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor() as acceptor:
+    with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor(engine=engine) as acceptor:
         wait_for_queue(listeners[0])
         start = now()
         while len(taken) < count:
@@ -89,6 +89,10 @@ def drain_engine(count: int) -> int:
         took = now() - start
     close_all(taken, count)
     return took
+
+
+def drain_accept4(count: int) -> int:
+    return drain_engine(count, "accept4")
 
 
 def drain_one(count: int) -> int:
@@ -117,6 +121,7 @@ if __name__ == "__main__":
             "drain_many": drain_many,
             "drain_many_nonblocking": drain_many,  # they are
             "drain_engine": drain_engine,
+            "drain_accept4": drain_accept4,
             "drain_one": drain_one,
         }
     )

@@ -85,6 +85,7 @@ if __name__ == "__main__":
             "drain_many": drain,
             "drain_many_nonblocking": drain_nonblocking,
             "drain_engine": drain_nonblocking,
+            "drain_accept4": drain_nonblocking,
             "drain_one": drain,
         }
     )

@@ -121,8 +121,11 @@ static net_engine_t *armed(const net_socket_t *listeners, int count)
 
 static int waits(net_engine_t *engine, int milliseconds)
 {
-    int outcome = STALE;
-    CHECK(net_engine_wait(engine, milliseconds, &outcome) == 0);
+    int outcome = STALE, error;
+    do
+        error = net_engine_wait(engine, milliseconds, &outcome);
+    while (error == NET_EINTR); /* io_uring's own work interrupts too */
+    CHECK(error == 0);
     return outcome;
 }
 

@@ -10,6 +10,8 @@
  *   POISON_REPORT=/path                    at exit, one line a function: its name, calls, failures made here;
  *                                          `lists` and `sockets` are those that were not given back
  *
+ * io_uring's accept is done here, by accept4(), so that it is counted and fails like any other.
+ *
  * The variables are read at each call, so a program can set them in its own environment when it is ready; and while it
  * runs, poison_count("sockets") tells one number of the report.
  */
@@ -18,12 +20,19 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <netdb.h>
+#include <poll.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+#if __has_include(<linux/io_uring.h>)
+#include <linux/io_uring.h>
+#endif
 
 enum { GETADDRINFO, RESOLVER, FREEADDRINFO, SOCKET, SETSOCKOPT, BIND, LISTEN, ACCEPT4, CLOSE, LISTS, SOCKETS, KINDS };
 static const char *const NAMES[KINDS] = {"getaddrinfo", "resolver", "freeaddrinfo", "socket", "setsockopt", "bind",
@@ -149,8 +158,114 @@ int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
     return poisoned(ACCEPT4, &code) ? -1 : born(REAL(accept4)(fd, address, length, flags));
 }
 
+/* ---------------------------------------------------------------- io_uring */
+
+#ifdef IORING_ACCEPT_MULTISHOT
+enum { RINGS = 65536 };
+static struct ring {
+    struct io_uring_params params;
+    char *memory;
+    struct io_uring_sqe *entries;
+    struct io_uring_cqe aside; /* the completion that found no room */
+    int has_aside;
+} *rings[RINGS];
+
+static unsigned *at(struct ring *ring, unsigned offset) { return (unsigned *)(void *)(ring->memory + offset); }
+
+static int complete(struct ring *ring, int result, unsigned flags)
+{
+    struct io_uring_cqe *completions = (void *)at(ring, ring->params.cq_off.cqes);
+    unsigned tail = *at(ring, ring->params.cq_off.tail), entries = ring->params.cq_entries;
+    if (tail - *at(ring, ring->params.cq_off.head) >= entries)
+        return 0;
+    memset(&completions[tail & (entries - 1)], 0, sizeof *completions);
+    completions[tail & (entries - 1)].res = result;
+    completions[tail & (entries - 1)].flags = flags;
+    *at(ring, ring->params.cq_off.tail) = tail + 1;
+    return 1;
+}
+
+static void set_aside(struct ring *ring, int result)
+{
+    ring->has_aside = !complete(ring, result, 0);
+    ring->aside.res = result;
+}
+
+static void ring_accept(struct ring *ring, const struct io_uring_sqe *entry)
+{
+    struct pollfd on = {.fd = entry->fd, .events = POLLIN};
+    int taken;
+    do {
+        taken = poll(&on, 1, 0) == 0 ? -EAGAIN : accept4(entry->fd, NULL, NULL, (int)entry->accept_flags);
+        if (taken == -1)
+            taken = -errno;
+    } while (taken >= 0 && complete(ring, taken, IORING_CQE_F_MORE));
+    set_aside(ring, taken);
+}
+
+static void ring_forget(int fd)
+{
+    struct ring *ring = fd >= 0 && fd < RINGS ? rings[fd] : NULL;
+    if (ring == NULL)
+        return;
+    rings[fd] = NULL;
+    munmap(ring->memory, ring->params.cq_off.cqes + ring->params.cq_entries * sizeof(struct io_uring_cqe));
+    munmap(ring->entries, ring->params.sq_entries * sizeof *ring->entries);
+    free(ring);
+}
+
+static void ring_born(int fd, const struct io_uring_params *params)
+{
+    struct ring *ring = calloc(1, sizeof *ring);
+    size_t size = params->cq_off.cqes + params->cq_entries * sizeof(struct io_uring_cqe);
+    ring->params = *params;
+    ring->memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    ring->entries = mmap(NULL, params->sq_entries * sizeof *ring->entries, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                         IORING_OFF_SQES);
+    rings[fd] = ring;
+}
+
+static long ring_enter(struct ring *ring, unsigned submitted)
+{
+    unsigned n, mask = ring->params.sq_entries - 1;
+    for (n = 0; n < submitted; n++) {
+        struct io_uring_sqe *entry = &ring->entries[(*at(ring, ring->params.sq_off.head))++ & mask];
+        if (entry->opcode == IORING_OP_ACCEPT)
+            ring_accept(ring, entry);
+        else
+            set_aside(ring, 0);
+    }
+    if (submitted == 0 && ring->has_aside)
+        set_aside(ring, ring->aside.res);
+    return submitted;
+}
+#endif
+
+long syscall(long number, ...)
+{
+    va_list list;
+    long a[6], result;
+    va_start(list, number);
+    for (int n = 0; n < 6; n++)
+        a[n] = va_arg(list, long);
+    va_end(list);
+#ifdef IORING_ACCEPT_MULTISHOT
+    if (number == SYS_io_uring_enter && a[0] >= 0 && a[0] < RINGS && rings[a[0]])
+        return ring_enter(rings[a[0]], (unsigned)a[1]);
+#endif
+    result = REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+#ifdef IORING_ACCEPT_MULTISHOT
+    if (number == SYS_io_uring_setup && result >= 0 && result < RINGS)
+        ring_born((int)result, (const struct io_uring_params *)a[1]);
+#endif
+    return result;
+}
+
 int close(int fd)
 {
+#ifdef IORING_ACCEPT_MULTISHOT
+    ring_forget(fd);
+#endif
     if (fd >= 0 && fd < 65536 && is_socket[fd]) {
         is_socket[fd] = 0;
         ++calls[CLOSE];

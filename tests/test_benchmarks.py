@@ -24,6 +24,7 @@ CASES = {
     "drain_many",
     "drain_many_nonblocking",
     "drain_engine",
+    "drain_accept4",
     "drain_one",
     "import",
 }

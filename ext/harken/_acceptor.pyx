@@ -181,9 +181,10 @@ cdef class Acceptor:
     "shed", or the seconds to pause; if it fails, sys.unraisablehook is told, and it pauses. The logger "harken" gets a
     line a second at the most.
 
-    ``engine`` is how it is done: "accept4" (Linux: epoll and accept4), "acceptex" (Windows: up to 32 requests a
-    listener wait in the kernel, and take connections out of the queue ahead of the question, though not beyond
-    ``limit``) or "accept" (everywhere: poll and accept). None: the best one that works.
+    ``engine`` is how it is done: "io_uring" (Linux 6.15: epoll, and one request a batch), "accept4" (Linux: epoll and
+    accept4), "acceptex" (Windows: up to 32 requests a listener wait in the kernel, and take connections out of the
+    queue ahead of the question, though not beyond ``limit``) or "accept" (everywhere: poll and accept). None: the best
+    one that works and is allowed.
 
     Raises TypeError or ValueError for what is no listener, does not listen or is named twice; OSError when the engine
     cannot be had.

@@ -134,27 +134,43 @@ static inline void net_engine_free(net_engine_t *engine)
     free(engine);
 }
 
-/* One connection from one listener, for engines that ask accept(). What died waiting is passed over and counted;
- * `*died` bounds how often. */
-static inline int net_engine_accept(net_engine_t *engine, int index, int nonblocking, int *died, net_socket_t *taken)
+/* An error of accept(): 0 if the next connection may be well. What died is counted; `*died` bounds how often. */
+static inline int net_engine_passes(net_engine_t *engine, int error, int *died)
 {
-    for (;;) {
-        int error = net_accept(engine->listeners[index], nonblocking, NULL, NULL, taken);
-        if (error == 0 || !(net_died_waiting(error) || net_forbidden(error)))
+    if (!net_died_waiting(error) && !net_forbidden(error))
+        return error;
+    net_engine_failed(engine, error);
+    if (--*died >= 0)
+        return 0;
+    return net_forbidden(error) ? error : NET_EWOULDBLOCK;
+}
+
+/* The part of one listener: up to `want` connections, `*got` is how many. The error is why there are no more. */
+typedef int (*net_engine_part_t)(net_engine_t *engine, int index, int nonblocking, int want, int *died,
+                                 net_socket_t *taken, int *got);
+
+/* With accept(). */
+static inline int net_engine_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
+                                  net_socket_t *taken, int *got)
+{
+    (void)net_blocking(engine->listeners[index], 0); /* a failure comes again, from accept() */
+    for (*got = 0; *got < want;) {
+        int error = net_accept(engine->listeners[index], nonblocking, NULL, NULL, &taken[*got]);
+        if (error == 0)
+            ++*got;
+        else if ((error = net_engine_passes(engine, error, died)) != 0)
             return error;
-        net_engine_failed(engine, error);
-        if (--*died < 0)
-            return net_forbidden(error) ? error : NET_EWOULDBLOCK;
     }
+    return 0;
 }
 
 /* Connections from those of the listeners that are in `ready` (indices, in the order of their turn), shared out: each
  * gives its part first, then the rest is whoever's has more. Those that are exhausted leave `ready`; `*ready_count` is
  * how many have more. */
-static inline int net_engine_share(net_engine_t *engine, int limit, int nonblocking, int *ready, int *ready_count,
-                                   net_socket_t *taken, int *from, int *count)
+static inline int net_engine_share(net_engine_part_t take_part, net_engine_t *engine, int limit, int nonblocking,
+                                   int *ready, int *ready_count, net_socket_t *taken, int *from, int *count)
 {
-    int error = 0, died = limit, done = 0, left = *ready_count, first = 1;
+    int error = 0, died = limit, done = 0, left = *ready_count;
     *count = 0;
     engine->culprit = -1;
     while (left > 0 && done < limit && error == 0) {
@@ -163,15 +179,11 @@ static inline int net_engine_share(net_engine_t *engine, int limit, int nonblock
             part = 1;
         for (n = 0; n < left; n++) {
             int got = 0, index = ready[n], failed = 0;
-            if (first)
-                (void)net_blocking(engine->listeners[index], 0); /* a failure comes again, from accept() */
-            while (got < part && done < limit && error == 0) {
-                failed = net_engine_accept(engine, index, nonblocking, &died, &taken[done]);
-                if (failed)
-                    break;
+            if (done < limit && error == 0)
+                failed = take_part(engine, index, nonblocking, part < limit - done ? part : limit - done, &died,
+                                   &taken[done], &got);
+            for (; got > 0; got--)
                 from[done++] = index;
-                got++;
-            }
             if (failed && failed != NET_EWOULDBLOCK && error == 0) {
                 error = failed;
                 if (!net_overloaded(failed) && !net_forbidden(failed) && failed != NET_EINTR)
@@ -181,7 +193,6 @@ static inline int net_engine_share(net_engine_t *engine, int limit, int nonblock
                 ready[kept++] = index;
         }
         left = kept;
-        first = 0;
     }
     *ready_count = left;
     *count = done;
@@ -197,7 +208,12 @@ static const net_engine_calls_t *const net_engines[] = {&net_engine_acceptex, &n
 #elif defined(__linux__)
 #include "platform/engine_epoll.h"
 #include "platform/engine_poll.h"
-static const net_engine_calls_t *const net_engines[] = {&net_engine_epoll, &net_engine_poll, NULL};
+#include "platform/engine_uring.h"
+static const net_engine_calls_t *const net_engines[] = {
+#ifdef NET_URING
+    &net_engine_uring,
+#endif
+    &net_engine_epoll, &net_engine_poll, NULL};
 #else
 #include "platform/engine_poll.h"
 static const net_engine_calls_t *const net_engines[] = {&net_engine_poll, NULL};
@@ -206,7 +222,7 @@ static const net_engine_calls_t *const net_engines[] = {&net_engine_poll, NULL};
 static inline const char *net_engine_name(int index) { return net_engines[index] ? net_engines[index]->name : NULL; }
 
 /* With a name: that engine or none. Without: the first that can be opened; one that a container forbids is passed over
- * without a word, but what every engine would fail with (no descriptors, no memory) is told at once. */
+ * without a word, also by a limit of locked memory (ENOMEM). That there are no descriptors is told at once. */
 static inline int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)
 {
     int n, error = NET_ENOTSUP;
@@ -215,7 +231,7 @@ static inline int net_engine_open(const char *name, const net_socket_t *listener
         if (name && strcmp(name, net_engines[n]->name) != 0)
             continue;
         error = net_engines[n]->open(listeners, count, engine);
-        if (error == 0 || net_overloaded(error))
+        if (error == 0 || (net_overloaded(error) && error != NET_ENOMEM))
             break;
     }
     return error;

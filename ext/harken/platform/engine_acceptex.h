@@ -498,7 +498,7 @@ static inline int net_acceptex_accept(net_acceptex_t *self, int limit, net_socke
         if (engine->listeners[index] != NET_INVALID)
             self->order[found++] = index;
     }
-    return net_engine_share(engine, limit, 1, self->order, &found, taken, from, count);
+    return net_engine_share(net_engine_part, engine, limit, 1, self->order, &found, taken, from, count);
 }
 
 static inline int net_acceptex_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,

@@ -194,8 +194,8 @@ static inline int net_epoll_look(net_epoll_t *self)
     return 0;
 }
 
-static inline int net_epoll_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
-                                 int *count)
+static inline int net_epoll_take_by(net_engine_part_t take_part, net_engine_t *engine, int limit, int nonblocking,
+                                    net_socket_t *taken, int *from, int *count)
 {
     net_epoll_t *self = (net_epoll_t *)engine;
     int n, error;
@@ -206,7 +206,8 @@ static inline int net_epoll_take(net_engine_t *engine, int limit, int nonblockin
     }
     if ((error = net_epoll_look(self)) != 0)
         return error;
-    error = net_engine_share(engine, limit, nonblocking, self->ready, &self->ready_count, taken, from, count);
+    error = net_engine_share(take_part, engine, limit, nonblocking, self->ready, &self->ready_count, taken, from,
+                             count);
     self->share += *count;
     if (engine->full) {
         self->share += NET_EPOLL_SHARE;
@@ -226,6 +227,12 @@ static inline int net_epoll_take(net_engine_t *engine, int limit, int nonblockin
     return error;
 }
 
+static inline int net_epoll_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
+                                 int *count)
+{
+    return net_epoll_take_by(net_engine_part, engine, limit, nonblocking, taken, from, count);
+}
+
 static inline int net_epoll_wait(net_engine_t *engine, int milliseconds, int *outcome)
 {
     struct epoll_event events[4];
@@ -242,10 +249,12 @@ static const net_engine_calls_t net_engine_epoll = {
     net_epoll_timer, net_epoll_wake, net_epoll_calm,  net_epoll_fileno, net_epoll_take, net_epoll_wait,
 };
 
-static inline int net_epoll_open(const net_socket_t *listeners, int count, net_engine_t **engine)
+/* All that an engine needs for waiting. `size` is that of its own struct, whose first member is a net_epoll_t. */
+static inline int net_epoll_make(const net_engine_calls_t *calls, size_t size, const net_socket_t *listeners, int count,
+                                 net_engine_t **engine)
 {
     net_epoll_t *self;
-    int error = net_engine_make(&net_engine_epoll, sizeof *self, listeners, count, engine);
+    int error = net_engine_make(calls, size, listeners, count, engine);
     if (error)
         return error;
     self = (net_epoll_t *)*engine;
@@ -266,6 +275,11 @@ static inline int net_epoll_open(const net_socket_t *listeners, int count, net_e
         *engine = NULL;
     }
     return error;
+}
+
+static inline int net_epoll_open(const net_socket_t *listeners, int count, net_engine_t **engine)
+{
+    return net_epoll_make(&net_engine_epoll, sizeof(net_epoll_t), listeners, count, engine);
 }
 
 #endif

@@ -145,7 +145,7 @@ static inline int net_poll_take(net_engine_t *engine, int limit, int nonblocking
             self->ready[found++] = index;
     }
     engine->first = (engine->first + 1) % engine->count;
-    return net_engine_share(engine, limit, nonblocking, self->ready, &found, taken, from, count);
+    return net_engine_share(net_engine_part, engine, limit, nonblocking, self->ready, &found, taken, from, count);
 }
 
 static inline int net_poll_wait(net_engine_t *engine, int milliseconds, int *outcome)

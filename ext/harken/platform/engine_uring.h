@@ -1,0 +1,349 @@
+/* The engine "io_uring", for Linux 6.15 and newer: waits as engine_epoll.h does, and takes a batch with one request
+ * instead of one accept4() a connection. The contract is in engine.h.
+ *
+ * The request is a multishot accept that may not wait (DONTWAIT): it takes what is queued, and is over when nothing is
+ * left, or when the completion ring has no room for another one. Nothing stays in flight, so no connection is taken out
+ * of the kernel's queue that nobody asked for. The room is how a batch is limited:
+ *
+ *   - A request that finds no room has one connection in its hand already, so the room for `n` is n - 1. The kernel
+ *     keeps the last one aside; a second system call fetches it.
+ *   - The kernel may use all room that it was ever given. What is too much for the next batch is used up before, by
+ *     requests that do nothing.
+ *
+ * Linux 6.10 to 6.14 know the flags, too, but could lose the one that found no room. IORING_FEAT_NO_IOWAIT came with
+ * 6.15, and tells them apart. On top of that the first open() of a process tries it all, on a socket of its own. What
+ * the kernel has not or forbids (seccomp, kernel.io_uring_disabled) makes open() fail. If it is forbidden later, the
+ * ring is given up, and accept4() goes on.
+ *
+ * Any thread may call take(), so this is no ring for a single issuer (IORING_SETUP_SINGLE_ISSUER); as nothing completes
+ * later, there is no deferred work to save either.
+ *
+ * The numbers and structs are the kernel's; its headers may be older than the kernel that the program meets. */
+#ifndef HARKEN_ENGINE_URING_H
+#define HARKEN_ENGINE_URING_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#if !defined(SYS_io_uring_setup) && (defined(__x86_64__) && defined(__LP64__) || defined(__aarch64__))
+#define SYS_io_uring_setup 425
+#define SYS_io_uring_enter 426
+#endif
+
+#ifdef SYS_io_uring_setup
+#define NET_URING 1
+
+enum {
+    NET_URING_CQSIZE = 1u << 3,       /* IORING_SETUP_: we say how long the completion ring is */
+    NET_URING_NO_SQARRAY = 1u << 16,  /* IORING_SETUP_: requests are taken in order */
+    NET_URING_SINGLE_MMAP = 1u << 0,  /* IORING_FEAT_ */
+    NET_URING_NO_IOWAIT = 1u << 17,   /* IORING_FEAT_ */
+    NET_URING_GETEVENTS = 1u << 0,    /* IORING_ENTER_ */
+    NET_URING_NOP = 0,                /* IORING_OP_ */
+    NET_URING_ACCEPT = 13,            /* IORING_OP_ */
+    NET_URING_MULTISHOT = 1u << 0,    /* IORING_ACCEPT_ */
+    NET_URING_DONTWAIT = 1u << 1,     /* IORING_ACCEPT_ */
+    NET_URING_MORE = 1u << 1,         /* IORING_CQE_F_: the request goes on */
+    NET_URING_SQES_AT = 0x10000000,   /* IORING_OFF_SQES */
+    NET_URING_REQUESTS = 32,          /* our size of the submission ring: a page */
+    NET_URING_MOST = 128              /* our size of the completion ring: as much as one request takes */
+};
+
+typedef struct {
+    uint32_t head, tail, mask, entries, flags, dropped_or_overflow, array_or_cqes, reserved;
+    uint64_t address;
+} net_uring_offsets_t;
+
+typedef struct {
+    uint32_t sq_entries, cq_entries, flags, thread_cpu, thread_idle, features, wq_fd, reserved[3];
+    net_uring_offsets_t sq;
+    struct {
+        uint32_t head, tail, mask, entries, overflow, cqes, flags, reserved;
+        uint64_t address;
+    } cq;
+} net_uring_params_t;
+
+typedef struct {
+    uint8_t opcode, flags;
+    uint16_t priority; /* of accept: what follows IORING_ACCEPT_ */
+    int32_t fd;
+    uint64_t offset, address;
+    uint32_t length, accept_flags;
+    uint64_t user_data;
+    uint64_t unused[3];
+} net_uring_request_t;
+
+typedef struct {
+    uint64_t user_data;
+    int32_t result;
+    uint32_t flags;
+} net_uring_completion_t;
+
+typedef struct {
+    net_epoll_t epoll;
+    int ring; /* -1: given up, accept4() does it */
+    void *rings;
+    size_t rings_size;
+    net_uring_request_t *requests; /* the submission ring */
+    net_uring_completion_t *completions;
+    uint32_t *sq_tail, *cq_head, *cq_tail; /* shared with the kernel */
+    uint32_t sq_mask, cq_mask, cq_entries;
+    uint32_t next; /* the completion that we read next; all others were */
+} net_uring_t;
+
+static long net_uring_proven; /* 1: this kernel does what we think */
+
+static inline void net_uring_give_up(net_uring_t *self)
+{
+    if (self->requests != NULL)
+        munmap(self->requests, (self->sq_mask + 1) * sizeof *self->requests);
+    if (self->rings != NULL)
+        munmap(self->rings, self->rings_size);
+    if (self->ring >= 0)
+        close(self->ring);
+    self->requests = NULL;
+    self->rings = NULL;
+    self->ring = -1;
+}
+
+static inline int net_uring_setup(net_uring_t *self)
+{
+    net_uring_params_t params;
+    char *rings;
+    void *requests;
+    memset(&params, 0, sizeof params);
+    params.flags = NET_URING_CQSIZE | NET_URING_NO_SQARRAY;
+    params.cq_entries = NET_URING_MOST;
+    self->ring = (int)syscall(SYS_io_uring_setup, NET_URING_REQUESTS, &params); /* close-on-exec from birth */
+    if (self->ring < 0)
+        return errno == EINVAL ? NET_ENOTSUP : errno;
+    if (!(params.features & NET_URING_SINGLE_MMAP) || !(params.features & NET_URING_NO_IOWAIT))
+        return NET_ENOTSUP;
+    self->sq_mask = params.sq_entries - 1;
+    self->cq_entries = params.cq_entries;
+    self->cq_mask = params.cq_entries - 1;
+    self->rings_size = params.cq.cqes + params.cq_entries * sizeof *self->completions;
+    rings = (char *)mmap(NULL, self->rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, self->ring, 0);
+    if (rings == (char *)MAP_FAILED)
+        return errno;
+    self->rings = rings;
+    requests = mmap(NULL, params.sq_entries * sizeof *self->requests, PROT_READ | PROT_WRITE,
+                    MAP_SHARED | MAP_POPULATE, self->ring, NET_URING_SQES_AT);
+    if (requests == MAP_FAILED)
+        return errno;
+    self->requests = (net_uring_request_t *)requests;
+    self->completions = (net_uring_completion_t *)(void *)(rings + params.cq.cqes);
+    self->sq_tail = (uint32_t *)(void *)(rings + params.sq.tail);
+    self->cq_head = (uint32_t *)(void *)(rings + params.cq.head);
+    self->cq_tail = (uint32_t *)(void *)(rings + params.cq.tail);
+    /* No room yet: the kernel looks when the first request is over. */
+    __atomic_store_n(self->cq_head, 0u - self->cq_entries, __ATOMIC_RELEASE);
+    return 0;
+}
+
+static inline int net_uring_enter(net_uring_t *self, unsigned requests, unsigned completions)
+{
+    for (;;) {
+        long done = syscall(SYS_io_uring_enter, self->ring, requests, completions,
+                            completions ? NET_URING_GETEVENTS : 0u, NULL, 0);
+        if (done >= 0)
+            return (unsigned long)done == requests ? 0 : ENOMEM;
+        if (errno != EINTR)
+            return errno;
+    }
+}
+
+/* `times` the same request, at most NET_URING_REQUESTS. */
+static inline int net_uring_submit(net_uring_t *self, const net_uring_request_t *request, unsigned times)
+{
+    uint32_t tail = *self->sq_tail, n;
+    for (n = 0; n < times; n++)
+        self->requests[(tail + n) & self->sq_mask] = *request;
+    __atomic_store_n(self->sq_tail, tail + times, __ATOMIC_RELEASE);
+    return net_uring_enter(self, times, 0);
+}
+
+/* How many more completions the kernel can write. */
+static inline uint32_t net_uring_room(const net_uring_t *self)
+{
+    return *self->cq_head + self->cq_entries - self->next;
+}
+
+/* More room: the kernel takes what is before the head as read. */
+static inline void net_uring_grant(net_uring_t *self, uint32_t room)
+{
+    if (room > net_uring_room(self))
+        __atomic_store_n(self->cq_head, self->next + room - self->cq_entries, __ATOMIC_RELEASE);
+}
+
+static inline int net_uring_next(net_uring_t *self, net_uring_completion_t *completion)
+{
+    if (self->next == __atomic_load_n(self->cq_tail, __ATOMIC_ACQUIRE))
+        return 0;
+    *completion = self->completions[self->next++ & self->cq_mask];
+    return 1;
+}
+
+/* Less room. */
+static inline int net_uring_use_up(net_uring_t *self, uint32_t room)
+{
+    net_uring_request_t nothing;
+    net_uring_completion_t completion;
+    int error = 0;
+    memset(&nothing, 0, sizeof nothing);
+    nothing.opcode = NET_URING_NOP;
+    while (error == 0 && net_uring_room(self) > room) {
+        uint32_t before = self->next, times = net_uring_room(self) - room;
+        error = net_uring_submit(self, &nothing, times < NET_URING_REQUESTS ? times : NET_URING_REQUESTS);
+        while (net_uring_next(self, &completion)) {
+        }
+        if (error == 0 && self->next == before)
+            error = NET_ENOTSUP;
+    }
+    return error;
+}
+
+/* Up to `want` connections, at most NET_URING_MOST. `*error` is why there are no more, 0 if there may be. Returns the
+ * error of the ring itself, after which it is of no use. */
+static inline int net_uring_batch(net_uring_t *self, int listener, int nonblocking, int want, int *taken, int *got,
+                                  int *error)
+{
+    net_uring_request_t request;
+    net_uring_completion_t completion;
+    int over = 0, failed;
+    *got = *error = 0;
+    memset(&request, 0, sizeof request);
+    request.opcode = NET_URING_ACCEPT;
+    request.priority = NET_URING_MULTISHOT | NET_URING_DONTWAIT;
+    request.fd = listener;
+    request.accept_flags = SOCK_CLOEXEC | (nonblocking ? (uint32_t)SOCK_NONBLOCK : 0);
+    if ((failed = net_uring_use_up(self, (uint32_t)want - 1)) != 0)
+        return failed;
+    net_uring_grant(self, (uint32_t)want - 1);
+    if ((failed = net_uring_submit(self, &request, 1)) != 0)
+        return failed;
+    for (;;) {
+        while (net_uring_next(self, &completion)) {
+            over = !(completion.flags & NET_URING_MORE);
+            if (completion.result < 0)
+                *error = -completion.result;
+            else if (*got < want)
+                taken[(*got)++] = completion.result;
+            else
+                close(completion.result); /* more than there was room for: no kernel does that */
+        }
+        if (over)
+            return 0;
+        net_uring_grant(self, 1); /* for the last one, which had no room */
+        if ((failed = net_uring_enter(self, 0, 1)) != 0)
+            return failed;
+    }
+}
+
+/* Three connections wait on a blocking socket, two are asked for, and then two again. */
+static inline int net_uring_prove(net_uring_t *self)
+{
+    struct sockaddr_un name;
+    socklen_t length = sizeof name.sun_family; /* only that: the kernel finds a name, which is in no directory */
+    int listener, clients[3], taken[4], n, first = 0, second = 0, enough = 0, end = 0, error = 0;
+    memset(&name, 0, sizeof name);
+    name.sun_family = AF_UNIX;
+    for (n = 0; n < 3; n++)
+        clients[n] = -1;
+    listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        return errno;
+    if (bind(listener, (struct sockaddr *)&name, length) != 0 || listen(listener, 4) != 0)
+        error = errno;
+    length = sizeof name;
+    if (error == 0 && getsockname(listener, (struct sockaddr *)&name, &length) != 0)
+        error = errno;
+    for (n = 0; n < 3 && error == 0; n++) {
+        clients[n] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (clients[n] < 0 || connect(clients[n], (struct sockaddr *)&name, length) != 0)
+            error = errno;
+    }
+    if (error == 0)
+        error = net_uring_batch(self, listener, 1, 2, taken, &first, &enough);
+    if (error == 0)
+        error = net_uring_batch(self, listener, 1, 2, taken + first, &second, &end);
+    for (n = 0; n < first + second; n++)
+        close(taken[n]);
+    for (n = 0; n < 3; n++)
+        if (clients[n] >= 0)
+            close(clients[n]);
+    close(listener);
+    if (error)
+        return error;
+    if (net_overloaded(enough) || net_overloaded(end))
+        return net_overloaded(enough) ? enough : end;
+    return first == 2 && enough == 0 && second == 1 && end == EAGAIN ? 0 : NET_ENOTSUP;
+}
+
+/* The part of one listener, for net_engine_share(). */
+static inline int net_uring_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
+                                 net_socket_t *taken, int *got)
+{
+    net_uring_t *self = (net_uring_t *)engine;
+    *got = 0;
+    while (*got < want && self->ring >= 0) {
+        int ask = want - *got < NET_URING_MOST ? want - *got : NET_URING_MOST, n, error;
+        int failed = net_uring_batch(self, engine->listeners[index], nonblocking, ask, taken + *got, &n, &error);
+        *got += n;
+        if (failed)
+            net_uring_give_up(self);
+        else if (error && (error = net_engine_passes(engine, error, died)) != 0)
+            return error;
+    }
+    if (*got < want) {
+        int n, error = net_engine_part(engine, index, nonblocking, want - *got, died, taken + *got, &n);
+        *got += n;
+        return error;
+    }
+    return 0;
+}
+
+static inline int net_uring_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
+                                 int *count)
+{
+    return net_epoll_take_by(net_uring_part, engine, limit, nonblocking, taken, from, count);
+}
+
+/* For abandon(), too: the parent's ring has nothing in flight that this could end. */
+static inline void net_uring_close(net_engine_t *engine)
+{
+    net_uring_give_up((net_uring_t *)engine);
+    net_epoll_close(engine);
+}
+
+static inline int net_uring_open(const net_socket_t *listeners, int count, net_engine_t **engine);
+
+static const net_engine_calls_t net_engine_uring = {
+    "io_uring",      net_uring_open, net_uring_close, net_uring_close,  net_epoll_stop, net_epoll_arm, net_epoll_remove,
+    net_epoll_timer, net_epoll_wake, net_epoll_calm,  net_epoll_fileno, net_uring_take, net_epoll_wait,
+};
+
+static inline int net_uring_open(const net_socket_t *listeners, int count, net_engine_t **engine)
+{
+    net_uring_t *self;
+    int error = net_epoll_make(&net_engine_uring, sizeof *self, listeners, count, engine);
+    if (error)
+        return error;
+    self = (net_uring_t *)*engine;
+    error = net_uring_setup(self);
+    if (error == 0 && !net_get(&net_uring_proven)) {
+        error = net_uring_prove(self);
+        if (error == 0)
+            net_swap(&net_uring_proven, 1);
+    }
+    if (error) {
+        net_uring_close(*engine);
+        *engine = NULL;
+    }
+    return error;
+}
+
+#endif
+#endif

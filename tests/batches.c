@@ -1,0 +1,505 @@
+/* The accept engines on their own, in C, through the functions of platform/engine.h: each one must take the same, in
+ * the same order, and leave the rest in the kernel's queue. Prints "ok" after the names of the engines that could be
+ * opened, or the line that was not as it should be. Built and run by test_platform.py. */
+#if __has_include("platform/engine.h") && !defined(_WIN32)
+#include "platform/engine.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#if __has_include(<linux/seccomp.h>)
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#endif
+
+#define CHECK(condition) \
+    do { \
+        if (!(condition)) { \
+            fprintf(stderr, "%s:%d: %s (last error %d)\n", name, __LINE__, #condition, net_last_error()); \
+            exit(1); \
+        } \
+    } while (0)
+
+enum { MANY = 400, SOON = 5000 };
+static const char *name;
+static net_socket_t clients[MANY], taken[MANY];
+static int connected, from[MANY], got;
+
+static net_socket_t listener(int family, net_address_t *address, net_length_t *length)
+{
+    net_socket_t s;
+    memset(address, 0, sizeof *address);
+    address->any.sa_family = (unsigned char)family;
+    *length = family == AF_INET ? sizeof address->in : sizeof address->any.sa_family;
+    if (family == AF_INET)
+        address->in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(net_socket(family, SOCK_STREAM, 0, &s) == 0);
+    CHECK(bind(s, &address->any, *length) == 0);
+    CHECK(listen(s, MANY) == 0);
+    *length = sizeof *address;
+    CHECK(getsockname(s, &address->any, length) == 0);
+    return s;
+}
+
+/* So many more connections, in the queue when this returns. */
+static void join(const net_address_t *address, net_length_t length, int count)
+{
+    while (count-- > 0) {
+        CHECK(connected < MANY);
+        CHECK(net_socket(address->any.sa_family, SOCK_STREAM, 0, &clients[connected]) == 0);
+        CHECK(connect(clients[connected++], &address->any, length) == 0);
+    }
+}
+
+static void leave(void)
+{
+    while (connected > 0)
+        net_close(clients[--connected]);
+}
+
+static void drop(void)
+{
+    while (got > 0)
+        net_close(taken[--got]);
+}
+
+/* Takes up to `limit`, and must get `count`. */
+static void take(net_engine_t *engine, int limit, int count, int error)
+{
+    CHECK(net_engine_take(engine, limit, 1, taken, from, &got) == error);
+    CHECK(got == count);
+    CHECK(engine->full == (got == limit));
+}
+
+static int open_descriptors(void)
+{
+    int count = 0;
+    DIR *all = opendir("/dev/fd");
+    CHECK(all != NULL);
+    while (readdir(all))
+        count++;
+    closedir(all);
+    return count;
+}
+
+static int blocks(net_socket_t s)
+{
+    int on = -1;
+    CHECK(net_mode(s, &on) == 0);
+    return on;
+}
+
+static int port_of(net_socket_t s)
+{
+    net_address_t address;
+    socklen_t length = sizeof address;
+    CHECK(getpeername(s, &address.any, &length) == 0);
+    return address.in.sin_port;
+}
+
+static int own_port_of(net_socket_t s)
+{
+    net_address_t address;
+    socklen_t length = sizeof address;
+    CHECK(getsockname(s, &address.any, &length) == 0);
+    return address.in.sin_port;
+}
+
+/* What is taken is what came first, never more than was asked for, whatever was asked for before. */
+static void batches(int family)
+{
+    static const int limits[] = {2, 64, 1, 1, 65, 3, 128, 1, 130, 5};
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(family, &address, &length);
+    int n, k, next = 0, on = 0;
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    CHECK(strcmp(engine->calls->name, name) == 0);
+    take(engine, 5, 0, NET_EWOULDBLOCK);
+    join(&address, length, MANY);
+    for (n = 0; n < 10; n++) {
+        take(engine, limits[n], limits[n], 0);
+        for (k = 0; k < got; k++, next++) {
+            CHECK(from[k] == 0);
+            CHECK(!blocks(taken[k]));
+            CHECK(net_is_inheritable(taken[k], &on) == 0 && !on);
+            CHECK(family != AF_INET || port_of(taken[k]) == own_port_of(clients[next]));
+        }
+        drop();
+    }
+    CHECK(next == MANY);
+    take(engine, 64, 0, NET_EWOULDBLOCK);
+
+    /* Few at a time, with a limit that shrinks and grows. */
+    leave();
+    for (n = 0; n < 60; n++) {
+        int limit = n * 29 % 64 + 1, wait = n * 13 % 5;
+        join(&address, length, wait + 1);
+        take(engine, limit, wait + 1 < limit ? wait + 1 : limit, 0);
+        on = wait + 1 - got;
+        drop();
+        if (on)
+            take(engine, on, on, 0);
+        drop();
+        leave();
+    }
+    join(&address, length, 1);
+    CHECK(net_engine_take(engine, 1, 0, taken, from, &got) == 0 && got == 1);
+    CHECK(blocks(taken[0]));
+    drop();
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+/* The mode belongs to all who share the listener: somebody may have made it block. */
+static void a_listener_that_blocks(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    CHECK(net_blocking(s, 1) == 0);
+    take(engine, 3, 0, NET_EWOULDBLOCK);
+    CHECK(net_blocking(s, 1) == 0);
+    join(&address, length, 2);
+    take(engine, 3, 2, 0);
+    drop();
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void several(void)
+{
+    enum { COUNT = 4 };
+    net_engine_t *engine;
+    net_address_t address[COUNT];
+    net_length_t length[COUNT];
+    net_socket_t s[COUNT];
+    int n, share[COUNT] = {0}, outcome;
+    for (n = 0; n < COUNT; n++)
+        s[n] = listener(AF_INET, &address[n], &length[n]);
+    CHECK(net_engine_open(name, s, COUNT, &engine) == 0);
+    CHECK(net_engine_arm(engine, 1) == 0);
+    join(&address[0], length[0], 100);
+    join(&address[2], length[2], 3);
+    join(&address[3], length[3], 20);
+    CHECK(net_engine_wait(engine, SOON, &outcome) == 0 && outcome == NET_READY);
+    take(engine, 30, 30, 0);
+    for (n = 0; n < got; n++) {
+        share[from[n]]++;
+        CHECK(own_port_of(taken[n]) == address[from[n]].in.sin_port);
+    }
+    CHECK(share[0] >= 10 && share[1] == 0 && share[2] == 3 && share[3] >= 10);
+    drop();
+    net_engine_remove(engine, 0);
+    net_close(s[0]);
+    take(engine, 64, 20 - share[3], 0);
+    drop();
+    take(engine, 64, 0, NET_EWOULDBLOCK);
+    leave();
+    net_engine_close(engine);
+    for (n = 1; n < COUNT; n++)
+        net_close(s[n]);
+}
+
+/* The descriptors end in the middle of a batch: what was taken is handed out, the rest waits. */
+static void no_descriptors(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length), copy;
+    struct rlimit before, now;
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    join(&address, length, 10);
+    CHECK(net_duplicate(s, &copy) == 0);
+    net_close(copy); /* the next number */
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    now = before;
+    now.rlim_cur = (rlim_t)copy + 4;
+    CHECK(setrlimit(RLIMIT_NOFILE, &now) == 0);
+    take(engine, 8, 4, 0);
+    CHECK(net_engine_take(engine, 8, 1, &taken[4], from, &got) == EMFILE && got == 0);
+    CHECK(engine->culprit == -1);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    got = 4;
+    drop();
+    take(engine, 8, 6, 0);
+    drop();
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void a_listener_that_is_gone(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s[2];
+    int n, error = 0;
+    s[0] = listener(AF_INET, &address, &length);
+    s[1] = listener(AF_INET, &address, &length);
+    CHECK(net_engine_open(name, s, 2, &engine) == 0);
+    join(&address, length, 1);
+    net_close(s[0]);
+    for (n = 0, got = 0; n < 3 && error != NET_EBADF; n++) {
+        drop();
+        error = net_engine_take(engine, 8, 1, taken, from, &got);
+        CHECK(error == NET_EBADF || got == 1);
+    }
+    CHECK(error == NET_EBADF && engine->culprit == 0);
+    drop();
+    leave();
+    net_engine_close(engine);
+    net_close(s[1]);
+}
+
+static void *take_one(void *engine)
+{
+    take((net_engine_t *)engine, 1, 1, 0);
+    return NULL;
+}
+
+/* One thread at a time, but any, also when the first is over. */
+static void threads(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    pthread_t thread;
+    int n;
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    join(&address, length, 6);
+    for (n = 0; n < 3; n++) {
+        CHECK(pthread_create(&thread, NULL, take_one, engine) == 0);
+        CHECK(pthread_join(thread, NULL) == 0);
+        drop();
+        take(engine, 1, 1, 0);
+        drop();
+    }
+    take(engine, 1, 0, NET_EWOULDBLOCK);
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+/* A child that abandons the engine has no part in what the parent does. */
+static void forks(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int status, outcome;
+    pid_t child;
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    CHECK(net_engine_arm(engine, 1) == 0);
+    join(&address, length, 5);
+    take(engine, 2, 2, 0);
+    drop();
+    fflush(NULL);
+    child = fork();
+    if (child == 0) {
+        net_engine_abandon(engine);
+        CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+        CHECK(net_engine_arm(engine, 1) == 0);
+        take(engine, 1, 1, 0);
+        drop();
+        net_engine_close(engine);
+        exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(net_engine_wait(engine, SOON, &outcome) == 0 && outcome == NET_READY);
+    take(engine, 9, 2, 0);
+    drop();
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void waiting(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int outcome;
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    join(&address, length, 2);
+    CHECK(net_engine_wait(engine, 0, &outcome) == 0 && outcome == NET_TIMED_OUT); /* not armed */
+    CHECK(net_engine_arm(engine, 1) == 0);
+    CHECK(net_engine_wait(engine, SOON, &outcome) == 0 && outcome == NET_READY);
+    CHECK(net_engine_arm(engine, 0) == 0);
+    net_engine_calm(engine);
+    CHECK(net_engine_timer(engine, 1) == 0);
+    CHECK(net_engine_wait(engine, SOON, &outcome) == 0 && outcome == NET_WOKEN);
+    net_engine_calm(engine);
+    net_engine_wake(engine);
+    CHECK(net_engine_wait(engine, SOON, &outcome) == 0 && outcome == NET_WOKEN);
+    take(engine, 1, 1, 0); /* armed or not */
+    drop();
+    net_engine_stop(engine);
+    take(engine, 1, 0, NET_EWOULDBLOCK);
+    CHECK(net_engine_wait(engine, SOON, &outcome) == 0 && outcome == NET_WOKEN);
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+/* ---------------------------------------------------------------- what a container may forbid */
+
+#if defined(SECCOMP_SET_MODE_FILTER) && defined(NET_URING)
+static void forbid(unsigned number)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {4, filter};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
+
+static void in_a_child(void (*test)(void))
+{
+    int status;
+    pid_t child;
+    fflush(NULL);
+    child = fork();
+    if (child == 0) {
+        test();
+        exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void never_allowed(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int before = open_descriptors();
+    forbid(SYS_io_uring_setup);
+    CHECK(net_engine_open("io_uring", &s, 1, &engine) == EPERM && engine == NULL);
+    CHECK(open_descriptors() == before);
+    CHECK(net_engine_open(NULL, &s, 1, &engine) == 0);
+    CHECK(strcmp(engine->calls->name, "accept4") == 0);
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void not_even_once(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int before = open_descriptors();
+    net_swap(&net_uring_proven, 0);
+    forbid(SYS_io_uring_enter);
+    CHECK(net_engine_open("io_uring", &s, 1, &engine) == EPERM);
+    CHECK(open_descriptors() == before);
+    net_close(s);
+}
+
+static void forbidden_later(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    CHECK(net_engine_open("io_uring", &s, 1, &engine) == 0);
+    CHECK(net_engine_arm(engine, 1) == 0);
+    join(&address, length, 7);
+    take(engine, 3, 3, 0);
+    drop();
+    forbid(SYS_io_uring_enter);
+    take(engine, 2, 2, 0);
+    CHECK(((net_uring_t *)engine)->ring == -1);
+    drop();
+    take(engine, 9, 2, 0);
+    drop();
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void no_locked_memory(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    struct rlimit none = {0, 0};
+    int before = open_descriptors(), error;
+    CHECK(setrlimit(RLIMIT_MEMLOCK, &none) == 0);
+    CHECK(geteuid() != 0 || setuid(65534) == 0);
+    error = net_engine_open("io_uring", &s, 1, &engine); /* whether rings count depends on the kernel */
+    CHECK(error == 0 || (error == ENOMEM && open_descriptors() == before));
+    if (error == 0)
+        net_engine_close(engine);
+    CHECK(net_engine_open(NULL, &s, 1, &engine) == 0);
+    CHECK(strcmp(engine->calls->name, error ? "accept4" : "io_uring") == 0);
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void containers(void)
+{
+    if (strcmp(name, "io_uring") != 0)
+        return;
+    in_a_child(never_allowed);
+    in_a_child(not_even_once);
+    in_a_child(forbidden_later);
+    in_a_child(no_locked_memory);
+}
+#else
+static void containers(void) {}
+#endif
+
+int main(void)
+{
+    int n, before;
+    for (n = 0; (name = net_engine_name(n)) != NULL; n++) {
+        net_engine_t *engine;
+        net_address_t address;
+        net_length_t length;
+        net_socket_t s = listener(AF_INET, &address, &length);
+        int error = net_engine_open(name, &s, 1, &engine);
+        net_close(s);
+        if (error) {
+            printf("no %s here: %s\n", name, strerror(error));
+            continue;
+        }
+        net_engine_close(engine);
+        printf("%s\n", name);
+        before = open_descriptors();
+        batches(AF_INET);
+#ifdef __linux__
+        batches(AF_UNIX); /* with a name that the kernel finds */
+#endif
+        a_listener_that_blocks();
+        several();
+        no_descriptors();
+        a_listener_that_is_gone();
+        threads();
+        forks();
+        waiting();
+        CHECK(open_descriptors() == before);
+        containers();
+    }
+    puts("ok");
+    return 0;
+}
+#endif
