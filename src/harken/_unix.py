@@ -20,26 +20,7 @@ directory (flock(2), held by every process that opens or closes a path here, gon
   ``to_socket()`` and ``detach()``, and when a listener is dropped or killed, the path stays, and the next start
   replaces it.
 
-What may surprise:
-
-- A listener that is closed takes the path away even if forked workers still accept on it: close it last.
-- Servers remove what getsockname(2) tells, gunicorn without looking, asyncio since 3.13 if the inode is theirs. After a
-  takeover, and for long names, that is the temporary name, which is gone by then (gunicorn fails over it, at its very
-  end). Otherwise the socket is bound to the path itself, so that they remove what they should. Who takes over from a
-  gunicorn will lose the path when that one ends.
-- Linux and all newer systems ask for write permission on the socket to connect. Some older ones ask for the directory's
-  only: what must be private should be in a private directory.
-- A process that is killed within a takeover leaves its temporary name, ``.harken-…``, behind.
-- Whatever else takes a lock on the directory keeps us waiting, and is an error after five seconds.
-- A directory that can be written to but not read cannot be locked: two that start at once may both win there.
-
-Long paths. A socket's address has room for 107 bytes of path, on macOS and the BSDs 103. On Linux a longer path is
-bound through ``/proc/self/fd``, and clients get there in the same way; ``address`` and ``url`` tell the path itself::
-
-    folder = os.open("/a/very/long/directory", os.O_PATH)
-    client.connect(f"/proc/self/fd/{folder}/app.sock")
-
-Where the name alone is too long, open the socket itself with O_PATH, and connect to ``/proc/self/fd/{number}``.
+What may surprise whoever uses it is in docs/unix.md.
 """
 
 from __future__ import annotations
