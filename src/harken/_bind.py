@@ -266,6 +266,12 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int]:
     if host in ("", "*"):
         return None, colon + 1
     _none_of(text, at, colon, "a host", _NO_HOST)
+    try:
+        labels = host.encode("ascii" if host.isascii() else "idna").split(b".")
+    except UnicodeError:
+        _refuse(text, at, f"{host!r} is no host name")
+    if max(map(len, labels)) > 63:
+        _refuse(text, at, "no part of a host name is longer than 63 characters")
     return host, colon + 1
 
 
