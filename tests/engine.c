@@ -509,9 +509,9 @@ static answer_t THREAD serve(void *with)
 {
     work_t *work = (work_t *)with;
     net_socket_t taken[4];
-    int from[4], count, outcome;
+    int from[4], count;
     while (!net_get(&work->ended)) {
-        CHECK(net_engine_wait(work->engine, SOON, &outcome) == 0);
+        (void)waits(work->engine, SOON);
         net_lock(&work->lock);
         net_engine_calm(work->engine);
         (void)net_engine_take(work->engine, 4, 1, taken, from, &count);
