@@ -22,18 +22,18 @@ from wire import (
     CHILD_ENVIRONMENT,
     Call,
     clients,
+    close_all,
     connection,
     fails,
     full_queue,
     listening,
     python,
     receive,
-    wait_until,
+    wait_for_queue,
     wait_until_blocked,
 )
 
 import harken
-from harken._socket import queue_of
 from machine import WINDOWS, linux_only, posix_only, windows_only, wine_lacks
 
 MEGABYTE = 1 << 20
@@ -44,19 +44,6 @@ EBADF = 10038 if WINDOWS else errno.EBADF
 def listener() -> Iterator[harken.Socket]:
     with listening(backlog=1024) as sock:
         yield sock
-
-
-def wait_for_queue(listener: harken.Socket, length: int) -> None:
-    """A client may come back from connect() a moment before the connection stands in the queue."""
-    if queue_of(listener.fileno())[0] is None:
-        time.sleep(0.05)  # a system that does not tell
-    else:
-        wait_until(lambda: queue_of(listener.fileno())[0] == length)
-
-
-def close_all(sockets: list[Any]) -> None:
-    for sock in sockets:
-        sock.close()
 
 
 # ---------------------------------------------------------------------- what is taken

@@ -23,11 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire import CHILD_ENVIRONMENT, Call, clients, fails, listening, python, receive, wait_until
+from wire import (
+    CHILD_ENVIRONMENT,
+    Call,
+    clients,
+    close_all,
+    fails,
+    listening,
+    python,
+    receive,
+    wait_for_queue,
+    wait_until,
+)
 
 import harken
 from harken._acceptor import engines
-from harken._socket import queue_of
 from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, posix_only, windows_only
 
 pytest_plugins = ["poison"]
@@ -60,19 +70,6 @@ def engine(request: pytest.FixtureRequest) -> str:
 def listeners() -> Iterator[harken.Listeners]:
     with harken.listen("127.0.0.1:0", backlog=1024) as made:
         yield made
-
-
-def wait_for_queue(listener: harken.Socket, length: int) -> None:
-    """A client may come back from connect() a moment before the connection stands in the queue."""
-    if queue_of(listener.fileno())[0] is None:
-        time.sleep(0.05)  # a system that does not tell
-    else:
-        wait_until(lambda: queue_of(listener.fileno())[0] == length)
-
-
-def close_all(sockets: list[Any]) -> None:
-    for sock in sockets:
-        sock.close()
 
 
 def reset(client: socket.socket) -> None:

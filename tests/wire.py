@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import harken
+from harken._socket import queue_of
 
 LINUX = sys.platform == "linux"  # not from `machine`, whose import of pytest takes children long
 Kind = Any  # socket.socket or harken.Socket: what both have is what the tests use
@@ -143,6 +144,19 @@ class Call(threading.Thread):
         if self.error:
             raise self.error
         return self.result
+
+
+def wait_for_queue(listener: harken.Socket, length: int) -> None:
+    """A client may come back from connect() a moment before the connection stands in the queue."""
+    if queue_of(listener.fileno())[0] is None:
+        time.sleep(0.05)  # a system that does not tell
+    else:
+        wait_until(lambda: queue_of(listener.fileno())[0] == length)
+
+
+def close_all(sockets: list[Any]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def wait_until_blocked(process: int | str, thread: int | None, ended: Callable[[], str] = lambda: "") -> None:
