@@ -113,10 +113,16 @@ static void the_queue_is_counted(net_socket_t listener, const net_address_t *at,
     long queued = STALE, limit = STALE;
     wait_for(listener, POLLIN);
     if (net_queue(listener, &queued, &limit) == 0)
-        CHECK(queued == 1);
+        CHECK(queued == 1 && net_promised(listener) == 1);
+    else
+        CHECK(net_promised(listener) == -1);
+    CHECK(net_worth(listener, 1, 0) && !net_worth(listener, 1, 1));
+    CHECK(net_worth(listener, -1, 0) && net_worth(listener, -1, 1));
     CHECK(net_accept(listener, 1, NULL, NULL, &taken) == 0);
     if (net_queue(listener, &queued, &limit) == 0)
         CHECK(queued == 0);
+    CHECK(net_promised(listener) == -1); /* nothing waits, or so the system says */
+    CHECK(net_worth(listener, -1, 0) && !net_worth(listener, -1, 1) && net_worth(listener, -1, 2));
     CHECK(net_close(client) == 0 && net_close(taken) == 0);
 }
 

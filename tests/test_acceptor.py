@@ -1210,18 +1210,45 @@ STRACE = shutil.which("strace")
     ],
 )
 def test_how_many_system_calls_a_batch_costs(tmp_path: Path, engine: str, expected: dict[str, int]) -> None:
+    assert system_calls(tmp_path, engine, 4, "127.0.0.1:0", 11, ["accept_many(1)"], ["accept_many()"] * 3) == expected
+
+
+@linux_only
+@pytest.mark.skipif(not STRACE, reason="there is no strace to count system calls with")
+@pytest.mark.parametrize("engine", ["accept4", "io_uring", "accept"])
+@pytest.mark.parametrize(
+    ("family", "look"),
+    [("tcp", {"getsockopt": 1}), ("unix", {"getsockopt": 1, "poll": 1})],  # unix sockets do not tell how many wait
+)
+def test_one_that_waits_is_taken_without_an_attempt_in_vain(
+    tmp_path: Path, engine: str, family: str, look: dict[str, int]
+) -> None:
+    bind = "127.0.0.1:0" if family == "tcp" else f"unix:{tmp_path}/socket"
+    calls = system_calls(tmp_path, engine, 64, bind, 1, [], ["accept_many()"])
+    assert calls == {"accept4": 1, "ioctl": 1} | look
+
+
+def system_calls(
+    tmp_path: Path, engine: str, batch: int, bind: str, clients: int, before: list[str], counted: list[str]
+) -> Counter[str]:
+    """How often what is called by so many calls of an acceptor, which take all but those taken before."""
     if engine not in NAMES or forbidden(engine):
         pytest.skip(f"no {engine} here")
     code = f"""
 import os, socket, harken
-listeners = harken.listen("127.0.0.1:0")
-acceptor = listeners.acceptor(batch=4, engine={engine!r})
-clients = [socket.create_connection(listeners[0].address) for _ in range(11)]
-acceptor.accept_many(1)
+listeners = harken.listen({bind!r})
+acceptor = listeners.acceptor(batch={batch}, engine={engine!r})
+address = listeners[0].address
+kept = []
+for _ in range({clients}):
+    kept.append(socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET))
+    kept[-1].connect(address)
+for call in {before}:
+    eval("kept.extend(acceptor." + call + ")")
 os.write(2, b"begin")
-taken = acceptor.accept_many() + acceptor.accept_many() + acceptor.accept_many()
+taken = [{", ".join("*acceptor." + call for call in counted)}]
 os.write(2, b"end")
-assert len(taken) == 10
+assert len(kept + taken) == 2 * {clients}, (kept, taken)
 os._exit(0)
 """
     log = tmp_path / "calls"
@@ -1234,8 +1261,7 @@ os._exit(0)
     assert traced.returncode == 0, traced.stderr
     between = log.read_text().partition('write(2, "begin"')[2].partition('write(2, "end"')[0].splitlines()[1:]
     memory = ("mmap", "munmap", "brk", "mremap", "madvise")
-    calls = Counter(line.partition("(")[0] for line in between if not line.startswith(memory))
-    assert calls == expected
+    return Counter(line.partition("(")[0] for line in between if not line.startswith(memory))
 
 
 def test_stats_are_a_value(listeners: harken.Listeners, engine: str) -> None:

@@ -149,19 +149,36 @@ static inline int net_engine_passes(net_engine_t *engine, int error, int *died)
 typedef int (*net_engine_part_t)(net_engine_t *engine, int index, int nonblocking, int want, int *died,
                                  net_socket_t *taken, int *got);
 
-/* With accept(). */
-static inline int net_engine_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
-                                  net_socket_t *taken, int *got)
+/* As net_promised(), but not asked again and again while full batches are taken. */
+static inline long net_engine_promised(const net_engine_t *engine, int index, int want)
 {
-    (void)net_blocking(engine->listeners[index], 0); /* a failure comes again, from accept() */
+    return want < 2 || engine->full ? want : net_promised(engine->listeners[index]);
+}
+
+/* With accept(). */
+static inline int net_engine_part_of(net_engine_t *engine, int index, int nonblocking, int want, long promised,
+                                     int *died, net_socket_t *taken, int *got)
+{
+    net_socket_t listener = engine->listeners[index];
+    (void)net_blocking(listener, 0); /* a failure comes again, from accept() */
     for (*got = 0; *got < want;) {
-        int error = net_accept(engine->listeners[index], nonblocking, NULL, NULL, &taken[*got]);
+        int error;
+        if (!net_worth(listener, promised, *got))
+            return NET_EWOULDBLOCK;
+        error = net_accept(listener, nonblocking, NULL, NULL, &taken[*got]);
         if (error == 0)
             ++*got;
         else if ((error = net_engine_passes(engine, error, died)) != 0)
             return error;
     }
     return 0;
+}
+
+static inline int net_engine_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
+                                  net_socket_t *taken, int *got)
+{
+    return net_engine_part_of(engine, index, nonblocking, want, net_engine_promised(engine, index, want), died, taken,
+                              got);
 }
 
 /* Connections from those of the listeners that are in `ready` (indices, in the order of their turn), shared out: each

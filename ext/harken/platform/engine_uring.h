@@ -287,7 +287,14 @@ static inline int net_uring_part(net_engine_t *engine, int index, int nonblockin
                                  net_socket_t *taken, int *got)
 {
     net_uring_t *self = (net_uring_t *)engine;
+    long promised = net_engine_promised(engine, index, want);
     *got = 0;
+    if (promised < 2) /* one, or nobody knows */
+        return net_engine_part_of(engine, index, nonblocking, want, promised, died, taken, got);
+    if (promised < want)
+        want = (int)promised;
+    else
+        promised = 0; /* there may be more */
     while (*got < want && self->ring >= 0) {
         int ask = want - *got < NET_URING_MOST ? want - *got : NET_URING_MOST, n, error;
         int failed = net_uring_batch(self, engine->listeners[index], nonblocking, ask, taken + *got, &n, &error);
@@ -302,7 +309,7 @@ static inline int net_uring_part(net_engine_t *engine, int index, int nonblockin
         *got += n;
         return error;
     }
-    return 0;
+    return promised ? NET_EWOULDBLOCK : 0;
 }
 
 static inline int net_uring_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
