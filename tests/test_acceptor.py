@@ -1225,7 +1225,10 @@ def test_one_that_waits_is_taken_without_an_attempt_in_vain(
 ) -> None:
     bind = "127.0.0.1:0" if family == "tcp" else f"unix:{tmp_path}/socket"
     calls = system_calls(tmp_path, engine, 64, bind, 1, [], ["accept_many()"])
-    assert calls == {"accept4": 1, "ioctl": 1} | look
+    if engine == "io_uring" and family == "tcp":
+        assert calls == {"io_uring_enter": 1}  # the kernel sees the end
+    else:
+        assert calls == {"accept4": 1, "ioctl": 1} | look
 
 
 def system_calls(

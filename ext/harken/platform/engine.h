@@ -149,17 +149,12 @@ static inline int net_engine_passes(net_engine_t *engine, int error, int *died)
 typedef int (*net_engine_part_t)(net_engine_t *engine, int index, int nonblocking, int want, int *died,
                                  net_socket_t *taken, int *got);
 
-/* As net_promised(), but not asked again and again while full batches are taken. */
-static inline long net_engine_promised(const net_engine_t *engine, int index, int want)
-{
-    return want < 2 || engine->full ? want : net_promised(engine->listeners[index]);
-}
-
-/* With accept(). */
-static inline int net_engine_part_of(net_engine_t *engine, int index, int nonblocking, int want, long promised,
-                                     int *died, net_socket_t *taken, int *got)
+/* With accept(). While full batches are taken the queue's length is not asked. */
+static inline int net_engine_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
+                                  net_socket_t *taken, int *got)
 {
     net_socket_t listener = engine->listeners[index];
+    long promised = want < 2 || engine->full ? want : net_promised(listener);
     (void)net_blocking(listener, 0); /* a failure comes again, from accept() */
     for (*got = 0; *got < want;) {
         int error;
@@ -172,13 +167,6 @@ static inline int net_engine_part_of(net_engine_t *engine, int index, int nonblo
             return error;
     }
     return 0;
-}
-
-static inline int net_engine_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
-                                  net_socket_t *taken, int *got)
-{
-    return net_engine_part_of(engine, index, nonblocking, want, net_engine_promised(engine, index, want), died, taken,
-                              got);
 }
 
 /* Connections from those of the listeners that are in `ready` (indices, in the order of their turn), shared out: each
