@@ -11,26 +11,15 @@ What differs from asyncio's: connections are taken in batches by an `harken.Acce
 descriptors; no task is made for each; the queue has the length that the system grants, and never becomes shorter; a
 protocol factory that fails closes its connection, and the loop's exception handler is told.
 
-How a connection gets to its loop, the cheapest way first:
-
-- asyncio's own loops make a transport when they are asked with the method that their own server uses. It is private, so
-  its signature is looked at before, and it gets nothing that it would not get from asyncio. Selector loops work with a
-  `harken.Socket` as it is; the proactor loop wants a ``socket.socket``.
-- uvloop: ``loop.connect_accepted_socket()``, whose coroutine is driven by hand; a task would cost as much as the rest.
-- any other loop: the same in a task.
-
 When there is something to take is told by ``loop.add_reader()`` on the acceptor's one descriptor, or where the loop or
-the engine has none, by a thread that waits.
+the engine has none, by a thread that waits. How a connection gets to the loop is in `_transport.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import socket
 import threading
 import weakref
-from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -45,11 +34,13 @@ from ._inherit import adopt
 from ._listen import bind
 from ._listener import Listener
 from ._socket import Socket, queue_of, state_of
+from ._transport import way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
     from ssl import SSLContext
 
+    from ._transport import Held, Lent, Tracked
     from ._types import OnOverload
 
 __all__ = ["Server", "create_server", "start_server"]
@@ -66,15 +57,29 @@ async def start_server(
     **kwds: Any,
 ) -> Server:
     """``asyncio.start_server()`` over the accept engine: ``client_connected_cb(reader, writer)``, a function or a
-    coroutine function, is called for each connection. ``limit`` is what it is there, how much a StreamReader buffers;
-    how many connections may be open at once is ``max_open``. The rest: `create_server`."""
+    coroutine function, is called for each connection; when it fails, the connection is closed. ``limit`` is what it is
+    there, how much a StreamReader buffers; how many connections may be open at once is ``max_open``. The rest:
+    `create_server`."""
+    if limit <= 0:
+        raise ValueError("Limit cannot be <= 0")  # as StreamReader says, for each connection
     loop = asyncio.get_running_loop()
 
     def factory() -> asyncio.StreamReaderProtocol:
         reader = asyncio.StreamReader(limit=limit, loop=loop)
-        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)  # type: ignore[arg-type]
+        return _StreamProtocol(reader, client_connected_cb, loop=loop)  # type: ignore[arg-type]
 
     return await create_server(factory, host, port, **kwds)
+
+
+class _StreamProtocol(asyncio.StreamReaderProtocol):
+    """asyncio closes the connection of a coroutine that fails, not that of a function: nobody else would."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        try:
+            super().connection_made(transport)
+        except BaseException:
+            transport.close()
+            raise
 
 
 async def create_server(
@@ -93,6 +98,7 @@ async def create_server(
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
     start_serving: bool = True,
+    limit: int | None = None,
     max_open: int | None = None,
     batch: int | None = None,
     on_overload: OnOverload = "pause",
@@ -103,7 +109,8 @@ async def create_server(
 
     ``host`` and ``port`` are asyncio's; a wildcard with port 0 has one port for both families. Without a port, ``host``
     may also be a bind (``":8080"``, ``"unix:/run/app.sock"``, ``8080``), listeners as `harken.listen` and `harken.bind`
-    return them, or a sequence of binds. Listeners and ``sock`` belong to the server: it closes them.
+    return them, or a sequence of binds. ``sock`` may be a ``socket.socket``, a `harken.Socket`, or several. Listeners
+    and ``sock`` belong to the server: it closes them.
 
     ``backlog``: by default the queue is as long as the system grants, or as it is already. A number never shortens the
     queue of a socket that listens.
@@ -111,25 +118,26 @@ async def create_server(
     ``reuse_port`` joins the sockets of other processes on the same port, as in asyncio. ``reuse_address``: SO_REUSEADDR
     is on on POSIX and never on Windows; False is `exclusive`. ``options`` are those of `harken.listen`.
 
-    ``max_open``: how many connections may be open at once; further clients wait in the queue. ``batch``,
-    ``on_overload``, ``engine``: see `harken.Acceptor`.
+    ``limit``: how many connections may be open at once; further clients wait in the queue. ``max_open`` is the same: it
+    is the name that `start_server` has, where ``limit`` is asyncio's. ``batch``, ``on_overload``, ``engine``: see
+    `harken.Acceptor`.
 
     Raises ValueError and TypeError for what asyncio refuses, and ListenError, an OSError, for an address that cannot be
     had; nothing stays open then.
     """
-    if isinstance(ssl, bool):
-        raise TypeError("ssl argument must be an SSLContext or None")
-    if ssl is None and ssl_handshake_timeout is not None:
-        raise ValueError("ssl_handshake_timeout is only meaningful with ssl")
-    if ssl is None and ssl_shutdown_timeout is not None:
-        raise ValueError("ssl_shutdown_timeout is only meaningful with ssl")
-    for name, number in (("max_open", max_open), ("batch", batch)):
-        if number is not None and (not isinstance(number, int) or number < 1):
-            raise (ValueError if isinstance(number, int) else TypeError)(f"{name} must be at least 1: {number!r}")
+    _check(
+        protocol_factory,
+        {"limit": limit, "max_open": max_open, "batch": batch},
+        {"ssl_handshake_timeout": ssl_handshake_timeout, "ssl_shutdown_timeout": ssl_shutdown_timeout},
+        ssl,
+    )
     if sock is not None:
         if host is not None or port is not None:
             raise ValueError("host/port and sock can not be specified at the same time")
-        listeners = [_from_socket(sock)]
+        if options:
+            raise TypeError(f"a socket that is there already takes no options: {', '.join(options)}")
+        sock = [sock] if isinstance(sock, Socket) or not isinstance(sock, Iterable) else list(sock)
+        listeners = _from_sockets(sock)
     elif host is None and port is None:
         raise ValueError("Neither host/port nor sock were specified")
     else:
@@ -144,8 +152,8 @@ async def create_server(
         "ssl_handshake_timeout": ssl_handshake_timeout,
         "ssl_shutdown_timeout": ssl_shutdown_timeout,
     }
-    limits = {"batch": batch, "limit": max_open, "on_overload": on_overload, "engine": engine}
-    server = Server(loop, listeners, protocol_factory, backlog, tls if ssl else {}, limits, sock)
+    limits = {"batch": batch, "limit": limit or max_open, "on_overload": on_overload, "engine": engine}
+    server = Server(loop, listeners, protocol_factory, backlog, tls if ssl else {}, limits, sock or ())
     if start_serving:
         try:
             server._start_serving()
@@ -155,18 +163,47 @@ async def create_server(
     return server
 
 
+def _check(protocol_factory: Any, counts: dict[str, Any], timeouts: dict[str, Any], ssl: Any) -> None:
+    """What is wrong is told before anything is opened."""
+    if not callable(protocol_factory):
+        raise TypeError(f"protocol_factory must be callable, not {type(protocol_factory).__name__}")
+    if counts["limit"] is not None and counts["max_open"] is not None:
+        raise TypeError("limit and max_open are the same: give one of them")
+    for name, number in counts.items():
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise (ValueError if isinstance(number, int) else TypeError)(f"{name} must be at least 1: {number!r}")
+    if ssl is not None and not hasattr(ssl, "wrap_bio"):
+        raise TypeError("ssl argument must be an SSLContext or None")
+    for name, seconds in timeouts.items():
+        if ssl is None and seconds is not None:
+            raise ValueError(f"{name} is only meaningful with ssl")
+
+
 # ---------------------------------------------------------------------------- where it listens
 
 
-def _from_socket(sock: Any) -> Socket:
-    """The caller's ``socket.socket`` stays usable, as in asyncio, where it is the very socket that listens."""
-    if isinstance(sock, Socket):
-        return sock
-    if hasattr(sock, "do_handshake"):
-        raise TypeError("Socket cannot be of type SSLSocket")
-    if sock.type != SOCK_STREAM:
-        raise ValueError(f"A Stream Socket was expected, got {sock!r}")
-    return adopt(sock.dup())
+def _from_sockets(given: Sequence[Any]) -> list[Socket]:
+    """A ``socket.socket`` of the caller's stays usable, as in asyncio, where it is the very socket that listens."""
+    for sock in given:
+        if hasattr(sock, "do_handshake"):
+            raise TypeError("Socket cannot be of type SSLSocket")
+        if getattr(sock, "type", None) != SOCK_STREAM:
+            raise ValueError(f"A Stream Socket was expected, got {sock!r}")
+    listeners: list[Socket] = []
+    try:
+        for sock in given:
+            if isinstance(sock, Socket):
+                listeners.append(sock)
+                continue
+            with sock.dup() as duplicate:  # empty when it is adopted
+                listeners.append(adopt(duplicate))
+    except BaseException:
+        for mine in set(listeners).difference(given):
+            mine.close()
+        raise
+    if not listeners:
+        raise ValueError("there is no socket to listen on")
+    return listeners
 
 
 async def _bound(host: Any, port: int | str | None, family: int, flags: int, options: dict[str, Any]) -> list[Socket]:
@@ -261,26 +298,23 @@ class Server(asyncio.AbstractServer):
         backlog: int | None,
         tls: dict[str, Any],
         limits: dict[str, Any],
-        given: Any,
+        given: Sequence[Any],
     ) -> None:
         self._loop = loop
         self._listeners: tuple[Socket, ...] | None = tuple(listeners)
-        self._given = given  # the caller's socket, which is closed with ours
+        self._given = given  # the caller's sockets, which are closed with ours
         self._factory = protocol_factory
         self._backlog = backlog
         self._tls = tls
         self._limits = limits
-        self._acceptor: Acceptor | None = None
+        self._acceptor: Engine | None = None
         self._descriptor = -1  # the acceptor's, while the loop polls it
         self._taken: threading.Event | None = None  # for the thread that waits, if there is one
-        self._active = 0  # connections that are not lost yet
-        # Weak, so that a transport that nobody has any more is found out.
-        self._clients: set[weakref.ref[Any]] = set()
-        self._forget = self._clients.discard
-        self._lent: set[Lent | Tracked] = set()  # connections of other loops than asyncio's own
+        self._held: set[Held | Lent | Tracked] = set()  # connections that are not lost yet
+        self._batches = 0  # that are being handed over
         self._waiters: list[asyncio.Future[None]] | None = []
         self._forever: asyncio.Future[None] | None = None
-        self._connect = _way(loop)
+        self._connect = way(loop)
 
     def __repr__(self) -> str:
         return f"<harken.asyncio.Server {', '.join(map(str, self._listeners or ())) or 'closed'}>"
@@ -318,7 +352,8 @@ class Server(asyncio.AbstractServer):
             raise RuntimeError(f"server {self!r} is closed")
         for listener in self._listeners:
             _listen(listener, self._backlog)
-        acceptor = Acceptor(self._listeners, **self._limits)
+        acceptor = Engine(self._listeners, **self._limits)
+        acceptor.server = weakref.ref(self)
         try:
             try:
                 descriptor = acceptor.fileno()
@@ -333,7 +368,7 @@ class Server(asyncio.AbstractServer):
                     daemon=True,
                 ).start()
         except BaseException:
-            acceptor.close()
+            acceptor.end()
             raise
         self._acceptor = acceptor
         self._release = acceptor.release
@@ -380,7 +415,7 @@ class Server(asyncio.AbstractServer):
             if self._descriptor >= 0 and not self._loop.is_closed():
                 self._loop.remove_reader(self._descriptor)
             self._descriptor = -1
-            self._acceptor.close()
+            self._acceptor.end()
             for connection in self._acceptor:
                 connection.setblocking(False)
                 left.append(connection)
@@ -388,9 +423,10 @@ class Server(asyncio.AbstractServer):
             self._taken.set()
         for listener in self._listeners or ():
             listener.close()
-        if self._given is not None:
-            self._given.close()
-        self._listeners = self._given = self._acceptor = None
+        for sock in self._given:
+            sock.close()
+        self._listeners = self._acceptor = None
+        self._given = ()
         return left
 
     def close_clients(self) -> None:
@@ -402,12 +438,8 @@ class Server(asyncio.AbstractServer):
         self._each("abort")
 
     def _each(self, what: str) -> None:
-        clients = [one.client for one in self._lent] + [reference() for reference in self._clients.copy()]
-        for client in clients:
-            if isinstance(client, (_Drive, asyncio.Task)):  # has no transport yet
-                client.cancel()
-            elif client is not None:
-                getattr(client, what)()
+        for held in list(self._held):
+            held.end(what)
 
     async def wait_closed(self) -> None:
         """Until the server is closed and all of its connections are: on every Python, as since 3.12.1."""
@@ -418,7 +450,9 @@ class Server(asyncio.AbstractServer):
         await waiter
 
     def _wake_if_over(self) -> None:
-        if self._active == 0 and self._listeners is None and self._waiters is not None and not self._loop.is_closed():
+        if self._held or self._batches or self._listeners is not None or self._loop.is_closed():
+            return
+        if self._waiters is not None:
             waiters, self._waiters = self._waiters, None
             for waiter in waiters:
                 if not waiter.done():
@@ -430,16 +464,6 @@ class Server(asyncio.AbstractServer):
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
         await self.wait_closed()
-
-    # Called by asyncio's transports; up to 3.12.0 without the transport.
-
-    def _attach(self, _transport: object = None) -> None:
-        self._active += 1
-
-    def _detach(self, _transport: object = None) -> None:
-        self._active -= 1
-        if self._active == 0 and self._listeners is None:
-            self._wake_if_over()
 
     # ------------------------------------------------------------------ from the engine to the loop
 
@@ -460,7 +484,7 @@ class Server(asyncio.AbstractServer):
 
     def _hand_over(self, connections: Iterable[Socket], held: bool = False) -> None:
         if not held:
-            self._attach()  # the batch: a factory may close the server before it has got the rest
+            self._batches += 1  # a factory may close the server before it has got the rest
         left = iter(connections)
         connect = self._connect
         for connection in left:
@@ -473,7 +497,8 @@ class Server(asyncio.AbstractServer):
                     self._loop.call_soon(self._hand_over, left, True)
                     raise
                 self._report("Error on transport creation for incoming connection", error)
-        self._detach()
+        self._batches -= 1
+        self._wake_if_over()
 
     def _report(self, message: str, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error, "server": self})
@@ -485,21 +510,45 @@ class Server(asyncio.AbstractServer):
         if not isinstance(error, (OSError, asyncio.CancelledError)):
             self._report("Error on transport creation for incoming connection", error)
 
-    def _lend(self, lent: Lent | Tracked, client: Any) -> None:
-        """A connection was given away; ``client`` ends it."""
-        lent.client, lent.tell = client, self._lost
-        self._lent.add(lent)
-        self._attach()
+    def _protocol(self) -> asyncio.BaseProtocol:
+        protocol = self._factory()
+        if isinstance(protocol, type) or not hasattr(protocol, "connection_made"):
+            # Found out before there is a transport, which would stay.
+            raise TypeError(f"the protocol factory returned {protocol!r}, which is no protocol")
+        return protocol
 
-    def _lost(self, lent: Lent | Tracked) -> None:
-        """It is closed."""
-        self._lent.discard(lent)
+    def _given_back(self, lent: Lent | Tracked) -> None:
+        """It is closed. The engine does not know."""
         self._release()
-        self._detach()
+        self._lost(lent)
+
+    def _lost(self, held: Held | Lent | Tracked) -> None:
+        self._held.discard(held)
+        if self._listeners is None:
+            self._wake_if_over()
 
     def _let_go(self, _: object) -> None:
-        """The same, when asyncio counts the connections."""
+        """As `_given_back`, of what asyncio's transport tells the end."""
         self._release()
+
+
+class Engine(Acceptor):
+    """To close it is to close its server, for a loop must not poll a descriptor that is gone: uvloop's aborts then."""
+
+    server: Callable[[], Server | None] | None = None
+    end = Acceptor.close
+
+    def close(self) -> None:
+        server = self.server and self.server()
+        if server is None or server._acceptor is not self or server._loop.is_closed():
+            self.end()
+        elif asyncio._get_running_loop() is server._loop:
+            server.close()
+        else:  # from another thread
+            with suppress(OSError):  # closed meanwhile
+                self.pause()
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                server._loop.call_soon_threadsafe(server.close)
 
 
 def _watch(
@@ -530,172 +579,3 @@ def _take_once(reference: weakref.ref[Server], taken: threading.Event) -> None:
             server._take()
     finally:
         taken.set()
-
-
-# ---------------------------------------------------------------------------- ways from a connection to a transport
-
-
-def _way(loop: asyncio.AbstractEventLoop) -> Callable[[Server, Socket], None]:
-    if isinstance(loop, asyncio.BaseEventLoop) and _makes_transports(loop):
-        return _by_asyncio if isinstance(loop, BaseSelectorEventLoop) else _by_proactor
-    return _by_uvloop if type(loop).__module__.partition(".")[0] == "uvloop" else _by_any
-
-
-def _makes_transports(loop: Any) -> bool:
-    """Is the method that asyncio's own server uses there, as it is in Python 3.11 to 3.14?"""
-    with suppress(AttributeError, TypeError, ValueError):
-        inspect.signature(loop._make_socket_transport).bind(None, None, server=None)
-        inspect.signature(loop._make_ssl_transport).bind(
-            None, None, None, server_side=True, server=None, ssl_handshake_timeout=None, ssl_shutdown_timeout=None
-        )
-        return True
-    return False
-
-
-def _by_asyncio(server: Server, connection: Socket | socket.socket) -> None:
-    """A transport, at once. It tells the server when it begins and when it has ended."""
-    protocol = server._factory()
-    loop: Any = server._loop
-    try:
-        if server._tls:
-            tls = server._tls
-            transport = loop._make_ssl_transport(
-                connection, protocol, tls["ssl"], server_side=True, server=server,
-                ssl_handshake_timeout=tls["ssl_handshake_timeout"], ssl_shutdown_timeout=tls["ssl_shutdown_timeout"],
-            )  # fmt: skip
-        else:
-            transport = loop._make_socket_transport(connection, protocol, server=server)
-    except OSError:
-        connection.close()  # it has died meanwhile: some systems refuse to set an option then
-        return
-    # Weakly, so that asyncio notices a transport that nobody has any more.
-    server._clients.add(weakref.ref(transport, server._forget))
-
-
-def _by_proactor(server: Server, connection: Socket) -> None:
-    sock = Tracked.of(connection)
-    sock.tell = server._let_go
-    try:
-        _by_asyncio(server, sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _by_any(server: Server, connection: Socket) -> None:
-    protocol = server._factory()
-    sock = Tracked.of(connection)
-
-    async def begin() -> None:
-        try:
-            sock.client, _ = await server._loop.connect_accepted_socket(lambda: protocol, sock, **server._tls)
-        except BaseException as error:
-            sock.close()
-            server._failed(error)
-
-    server._lend(sock, server._loop.create_task(begin()))
-
-
-def _by_uvloop(server: Server, connection: Socket) -> None:
-    protocol = server._factory()
-    lent: Any = Lent(connection)
-    drive = _Drive(server, lent, server._loop.connect_accepted_socket(lambda: protocol, lent, **server._tls))
-    # Whatever is wrong with the connection or the arguments is found out in the first step, before uvloop has the
-    # descriptor; from then on it is uvloop's.
-    drive.first_step()
-    connection.detach()
-    server._lend(lent, drive)
-
-
-class Tracked(socket.socket):
-    """An accepted connection for a loop that wants a ``socket.socket``. It tells when it is closed or given away."""
-
-    __slots__ = ("client", "tell")
-
-    client: Any
-    tell: Callable[[Tracked], None] | None
-
-    @classmethod
-    def of(cls, connection: Socket) -> Self:
-        self = cls(connection.family, connection.type, connection.proto, connection.fileno())
-        self.client = self.tell = None
-        try:
-            self.setblocking(False)
-        except BaseException:
-            self.detach()  # the connection has it still
-            raise
-        connection.detach()
-        return self
-
-    def close(self) -> None:
-        super().close()
-        self._told()
-
-    def detach(self) -> int:
-        number = super().detach()
-        self._told()
-        return number
-
-    def __del__(self) -> None:
-        super().__del__()  # type: ignore[misc]
-        self._told()
-
-    def _told(self) -> None:
-        tell, self.tell, self.client = self.tell, None, None
-        if tell is not None:
-            tell(self)
-
-
-class Lent:
-    """As much of a socket as uvloop asks for. libuv closes the descriptor; then uvloop closes what it had it from."""
-
-    __slots__ = ("client", "family", "fileno", "proto", "tell", "type")
-
-    def __init__(self, connection: Socket) -> None:
-        self.family, self.type, self.proto = connection.family, connection.type, connection.proto
-        self.fileno = connection.fileno
-        self.client: Any = None
-        self.tell: Callable[[Lent], None] | None = None
-
-    def close(self) -> None:
-        tell, self.tell, self.client = self.tell, None, None
-        if tell is not None:
-            tell(self)
-
-
-class _Drive:
-    """A coroutine without a task: it goes on when the future is done that it waits for."""
-
-    __slots__ = ("_coroutine", "_lent", "_server")
-
-    def __init__(self, server: Server, lent: Lent, coroutine: Coroutine[Any, None, tuple[Any, Any]]) -> None:
-        self._server = server
-        self._lent = lent
-        self._coroutine: Coroutine[Any, None, tuple[Any, Any]] | None = coroutine
-
-    def first_step(self) -> None:
-        """Raises what the coroutine raises."""
-        assert self._coroutine is not None
-        self._wait_for(self._coroutine.send(None))
-
-    def _wait_for(self, future: Any) -> None:
-        future._asyncio_future_blocking = False  # as a task does
-        future.add_done_callback(self._step)
-
-    def _step(self, _: object) -> None:
-        if self._coroutine is not None:
-            self._go(self._coroutine.send, None)
-
-    def cancel(self) -> None:
-        if self._coroutine is not None:
-            self._go(self._coroutine.throw, asyncio.CancelledError())
-
-    def _go(self, move: Callable[[Any], object], argument: object) -> None:
-        try:
-            self._wait_for(move(argument))
-        except BaseException as end:
-            self._coroutine = None
-            if not isinstance(end, StopIteration):
-                self._server._failed(end)
-            elif self._lent.tell is not None:  # not closed meanwhile
-                self._lent.client = end.value[0]

@@ -1,0 +1,220 @@
+"""From an accepted connection to a transport of the loop: the ways that `harken.asyncio` has, the cheapest first.
+
+- asyncio's own loops make a transport when they are asked with the method that their own server uses. It is private, so
+  its signature is looked at before, and it gets nothing that it would not get from asyncio. Selector loops work with a
+  `harken.Socket` as it is; the proactor loop wants a ``socket.socket``.
+- uvloop: ``loop.connect_accepted_socket()``, whose coroutine is driven by hand; a task would cost as much as the rest.
+- any other loop: the same in a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from ._socket import Socket
+    from .asyncio import Server
+
+
+def way(loop: asyncio.AbstractEventLoop) -> Callable[[Server, Socket], None]:
+    if isinstance(loop, asyncio.BaseEventLoop) and _makes_transports(loop):
+        return _by_asyncio if isinstance(loop, BaseSelectorEventLoop) else _by_proactor
+    return _by_uvloop if type(loop).__module__.partition(".")[0] == "uvloop" else _by_any
+
+
+def _makes_transports(loop: Any) -> bool:
+    """Is the method that asyncio's own server uses there, as it is in Python 3.11 to 3.14?"""
+    with suppress(AttributeError, TypeError, ValueError):
+        inspect.signature(loop._make_socket_transport).bind(None, None, server=None)
+        inspect.signature(loop._make_ssl_transport).bind(
+            None, None, None, server_side=True, server=None, ssl_handshake_timeout=None, ssl_shutdown_timeout=None
+        )
+        return True
+    return False
+
+
+def _by_asyncio(server: Server, connection: Socket | socket.socket) -> None:
+    """A transport, at once."""
+    protocol = server._protocol()
+    loop: Any = server._loop
+    held = Held(server)
+    try:
+        if server._tls:
+            tls = server._tls
+            transport = loop._make_ssl_transport(
+                connection, protocol, tls["ssl"], server_side=True, server=held,
+                ssl_handshake_timeout=tls["ssl_handshake_timeout"], ssl_shutdown_timeout=tls["ssl_shutdown_timeout"],
+            )  # fmt: skip
+        else:
+            transport = loop._make_socket_transport(connection, protocol, server=held)
+    except BaseException as error:
+        half = getattr(loop, "_transports", {}).get(connection.fileno()) if held.begun else None
+        if half is not None:  # asyncio would refuse the next connection with this number
+            half.set_protocol(asyncio.Protocol())
+            half.abort()
+        connection.close()
+        if isinstance(error, OSError):  # it has died meanwhile: some systems refuse to set an option then
+            return
+        raise
+    held.client = weakref.ref(transport, held._detach)
+    server._held.add(held)
+
+
+def _by_proactor(server: Server, connection: Socket) -> None:
+    sock = Tracked.of(connection)
+    sock.tell = server._let_go
+    try:
+        _by_asyncio(server, sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _by_any(server: Server, connection: Socket) -> None:
+    protocol = server._protocol()
+    sock = Tracked.of(connection)
+
+    async def begin() -> None:
+        try:
+            sock.client, _ = await server._loop.connect_accepted_socket(lambda: protocol, sock, **server._tls)
+        except BaseException as error:
+            sock.close()
+            server._failed(error)
+
+    sock.client, sock.tell = server._loop.create_task(begin()), server._given_back
+    server._held.add(sock)
+
+
+def _by_uvloop(server: Server, connection: Socket) -> None:
+    protocol = server._protocol()
+    lent: Any = Lent(server, connection)
+    coroutine = server._loop.connect_accepted_socket(lambda: protocol, lent, **server._tls)
+    # Whatever is wrong with the connection or the arguments is found out in the first step, before uvloop has the
+    # descriptor; from then on it is uvloop's.
+    future = coroutine.send(None)
+    connection.detach()
+    lent.coroutine, lent.open = coroutine, True
+    server._held.add(lent)
+    lent.wait_for(future)
+
+
+class Held:
+    """What a transport of asyncio's takes for its server: it tells when the transport begins and has ended. Half a
+    transport, whose making failed, is not counted. ``client`` is weak, so that a transport that nobody has any more
+    dies, with a warning by asyncio."""
+
+    __slots__ = ("begun", "client", "server")
+
+    def __init__(self, server: Server) -> None:
+        self.begun = False
+        self.client: weakref.ref[Any] | None = None
+        self.server = server
+
+    def _attach(self, _transport: object = None) -> None:  # before Python 3.13 without the transport
+        self.begun = True
+
+    def _detach(self, _transport: object = None) -> None:
+        self.client = None
+        self.server._lost(self)
+
+    def end(self, what: str) -> None:
+        transport = self.client and self.client()
+        if transport is not None:
+            getattr(transport, what)()
+
+
+class Tracked(socket.socket):
+    """An accepted connection for a loop that wants a ``socket.socket``. It tells when it is closed or given away."""
+
+    __slots__ = ("client", "tell")
+
+    client: Any
+    tell: Callable[[Tracked], None] | None
+
+    @classmethod
+    def of(cls, connection: Socket) -> Self:
+        self = cls(connection.family, connection.type, connection.proto, connection.fileno())
+        self.client = self.tell = None
+        try:
+            self.setblocking(False)
+        except BaseException:
+            self.detach()  # the connection has it still
+            raise
+        connection.detach()
+        return self
+
+    def close(self) -> None:
+        super().close()
+        self._told()
+
+    def detach(self) -> int:
+        number = super().detach()
+        self._told()
+        return number
+
+    def __del__(self) -> None:
+        super().__del__()  # type: ignore[misc]
+        self._told()
+
+    def end(self, what: str) -> None:
+        if isinstance(self.client, asyncio.Task):  # has no transport yet
+            self.client.cancel()
+        elif self.client is not None:
+            getattr(self.client, what)()
+
+    def _told(self) -> None:
+        tell, self.tell, self.client = self.tell, None, None
+        if tell is not None:
+            tell(self)
+
+
+class Lent:
+    """As much of a socket as uvloop asks for. libuv closes the descriptor; then uvloop closes what it had it from.
+
+    It also drives the coroutine that makes the transport, as a task would."""
+
+    __slots__ = ("client", "coroutine", "family", "fileno", "open", "proto", "server", "type")
+
+    def __init__(self, server: Server, connection: Socket) -> None:
+        self.server = server
+        self.family, self.type, self.proto = connection.family, connection.type, connection.proto
+        self.fileno = connection.fileno
+        self.client: Any = None  # the transport
+        self.coroutine: Coroutine[Any, None, tuple[Any, Any]] | None = None  # that waits
+        self.open = False
+
+    def wait_for(self, future: Any) -> None:
+        future._asyncio_future_blocking = False
+        future.add_done_callback(self.go_on)
+
+    def go_on(self, _: object = None, error: BaseException | None = None) -> None:
+        coroutine = self.coroutine
+        if coroutine is None:
+            return
+        try:
+            self.wait_for(coroutine.send(None) if error is None else coroutine.throw(error))
+        except BaseException as end:
+            self.coroutine = None
+            if not isinstance(end, StopIteration):
+                self.server._failed(end)
+            elif self.open:
+                self.client = end.value[0]
+
+    def close(self) -> None:
+        if self.open:
+            self.open, self.client = False, None
+            self.server._given_back(self)
+
+    def end(self, what: str) -> None:
+        if self.coroutine is not None:
+            self.go_on(error=asyncio.CancelledError())
+        elif self.client is not None:
+            getattr(self.client, what)()
