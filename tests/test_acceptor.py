@@ -384,6 +384,85 @@ def test_what_iteration_took_before_the_end_is_still_given_out(listeners: harken
         close_all(taken)
 
 
+@pytest.mark.parametrize("before", ["paused", "waiting"])
+def test_a_batch_of_one_thread_is_for_all_threads(listeners: harken.Listeners, engine: str, before: str) -> None:
+    """No client waits for the client before it while another thread has nothing to do."""
+    together = threading.Barrier(5)
+
+    def serve() -> None:
+        for conn in acceptor:
+            with conn:
+                together.wait(10)
+
+    with listeners.acceptor(engine=engine) as acceptor:
+        workers = [Call(serve).blocked() for _ in range(4)]
+        if before == "paused":
+            acceptor.pause()
+        with clients(listeners[0].address, 4):
+            if before == "paused":
+                acceptor.resume()
+            together.wait(10)
+            acceptor.close()
+            for worker in workers:
+                worker.outcome()
+
+
+def test_pause_holds_back_what_iteration_took_too(listeners: harken.Listeners, engine: str) -> None:
+    with listeners.acceptor(engine=engine) as acceptor, clients(listeners[0].address, 4) as connected:
+        wait_for_queue(listeners[0], 4)
+        taken = [next(acceptor)]
+        acceptor.pause()
+        assert not acceptor.wait(0)
+        assert acceptor.accept_many() == []
+        waiting = Call(next, acceptor).blocked()
+        acceptor.resume()
+        taken.append(waiting.outcome())
+        taken += taken_in_time(acceptor, 2)
+        assert [conn.getpeername() for conn in taken] == [client.getsockname() for client in connected]
+        close_all(taken)
+
+
+def test_what_was_taken_is_given_out_when_the_listeners_go_while_paused(engine: str) -> None:
+    with (
+        harken.listen("127.0.0.1:0") as listeners,
+        listeners.acceptor(engine=engine) as acceptor,
+        clients(listeners[0].address, 3),
+    ):
+        wait_for_queue(listeners[0], 3)
+        first = next(acceptor)
+        acceptor.pause()
+        listeners.close()
+        close_all([first, *acceptor])
+        assert acceptor.stats().open == 0
+
+
+def test_a_loop_hears_of_what_iteration_took(listeners: harken.Listeners, engine: str) -> None:
+    if not POLLABLE[engine]:
+        pytest.skip(f"{engine} has nothing to poll")
+    with listeners.acceptor(engine=engine) as acceptor, clients(listeners[0].address, 4):
+        wait_for_queue(listeners[0], 4)
+        taken = [next(acceptor)]
+        assert readable(acceptor)  # asked for the descriptor afterwards
+        acceptor.pause()
+        assert not readable(acceptor)
+        acceptor.resume()
+        assert readable(acceptor)
+        taken.append(next(acceptor))
+        assert readable(acceptor)
+        taken += acceptor.accept_many(1)
+        assert readable(acceptor)
+        taken += acceptor.accept_many()
+        assert len(taken) == 4
+        assert not readable(acceptor)
+        with clients(listeners[0].address, 2):  # and before
+            wait_for_queue(listeners[0], 2)
+            taken.append(next(acceptor))
+            assert readable(acceptor)
+            taken.append(next(acceptor))
+            assert not readable(acceptor)
+        close_all(taken)
+
+
 def test_an_acceptor_that_is_dropped_leaves_nothing_open(engine: str) -> None:
     with harken.listen("127.0.0.1:0") as listeners, clients(listeners[0].address, 3) as connected:
         acceptor = listeners.acceptor(engine=engine)
@@ -503,6 +582,19 @@ def test_it_goes_on_when_an_eighth_is_free(listeners: harken.Listeners, engine: 
         close_all(taken_in_time(acceptor, 2))
 
 
+@pytest.mark.parametrize("why", ["full", "paused"])
+def test_clients_that_must_wait_cost_no_processor_time(listeners: harken.Listeners, engine: str, why: str) -> None:
+    with listeners.acceptor(engine=engine, limit=1) as acceptor, clients(listeners[0].address, 5):
+        wait_for_queue(listeners[0], 5)
+        with next(acceptor) as first:
+            if why == "paused":
+                acceptor.pause()
+                first.close()
+            before = time.thread_time()
+            assert not acceptor.wait(0.3)
+            assert time.thread_time() - before < 0.05
+
+
 def test_a_loop_hears_that_there_is_room_again(listeners: harken.Listeners, engine: str) -> None:
     if not POLLABLE[engine]:
         pytest.skip(f"{engine} has nothing to poll")
@@ -535,12 +627,34 @@ def test_a_connection_that_was_given_away_counts_until_it_is_released(
         last = taken_in_time(acceptor, 1)
         kept.close()
         kept.close()
-        with pytest.raises(ValueError, match="only 1"):
-            acceptor.release(2)
+        assert acceptor.stats().open == 1
+        with pytest.raises(ValueError, match="only 0 connections were given away"):
+            acceptor.release()  # the one that is open counts itself down
         close_all(last)
+        assert acceptor.stats().open == 0
+
+
+def test_a_connection_that_could_not_be_given_away_counts_no_more(
+    listeners: harken.Listeners, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(socket.socket):
+        def __init__(self, *_: object, **__: object) -> None:
+            raise MemoryError
+
+    with listeners.acceptor(engine=engine, limit=1) as acceptor, clients(listeners[0].address, 2) as connected:
+        wait_for_queue(listeners[0], 2)
+        (taken,) = acceptor.accept_many()
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(socket, "socket", Refuses)
+            taken.to_socket()
+        assert connected[0].recv(1) == b""
         assert acceptor.stats().open == 0
         with pytest.raises(ValueError, match="only 0"):
             acceptor.release()
+        with fails(EBADF):
+            taken.to_socket()
+        assert acceptor.stats().open == 0
+        close_all(taken_in_time(acceptor, 1))
 
 
 def test_connections_outlive_their_acceptor(listeners: harken.Listeners, engine: str) -> None:
@@ -733,6 +847,37 @@ ONE_FAILURE = """
 """
 
 
+def test_the_log_needs_no_descriptor_when_logging_is_there(poison: Any, engine: str) -> None:
+    """Another thread may take the one that is free for a moment."""
+    report = poison.run(
+        ONE_FAILURE
+        + f"""
+    import logging
+    lines = []
+    class Keep(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+    class Refuse:
+        def find_spec(self, *_):
+            raise OSError(errno.EMFILE, "no descriptor to import with")
+    logging.getLogger("harken").addHandler(Keep())
+    with listeners.acceptor(engine={engine!r}) as acceptor:
+        connect(1)
+        acceptor.stats()
+        fail((1, "", errno.EMFILE))
+        sys.meta_path.insert(0, Refuse())
+        assert acceptor.accept_many() == []
+        tell(lines=lines, failures=failures, failed=acceptor.stats().failed)
+        del sys.meta_path[0]
+        next(acceptor).close()
+    """
+    )
+    assert len(report.said["lines"]) == 1
+    assert "Too many open files; 0 connections are open, clients wait" in report.said["lines"][0]
+    assert report.said["failures"] == []
+    assert report.said["failed"] == {str(errno.EMFILE): 1}
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -790,6 +935,30 @@ def test_a_function_may_close_the_acceptor(poison: Any, engine: str) -> None:
     """
     )
     assert report.said == {"taken": [], "closed": True}
+
+
+def test_an_interrupt_in_a_function_loses_no_connection(poison: Any, engine: str) -> None:
+    report = poison.run(
+        ONE_FAILURE
+        + f"""
+    def decide(acceptor, error):
+        raise KeyboardInterrupt
+    with listeners.acceptor(engine={engine!r}, batch=300, on_overload=decide) as acceptor:
+        connect(130)
+        fail((129, "", errno.EMFILE))
+        try:
+            acceptor.accept_many()
+        except KeyboardInterrupt:
+            tell(interrupted=True)
+        taken = acceptor.accept_many()
+        while len(taken) < 130 and acceptor.wait(10):
+            taken += acceptor.accept_many()
+        tell(taken=len(taken), failed=acceptor.stats().failed)
+        for one in taken:
+            one.close()
+    """
+    )
+    assert report.said == {"interrupted": True, "taken": 130, "failed": {str(errno.EMFILE): 1}}
 
 
 def test_a_pause_is_over_as_soon_as_a_connection_is_closed(poison: Any, engine: str) -> None:
@@ -1073,7 +1242,12 @@ with listeners.acceptor(engine={engine!r}) as acceptor:
     def child():
         assert acceptor.accept_many() == []
         assert acceptor.stats().open == 1
+    def child_that_ends_it():
+        acceptor.close()
+        assert list(acceptor) == []
+        assert acceptor.stats().open == 1
     in_a_child(child)
+    in_a_child(child_that_ends_it)
     taken = [first] + [next(acceptor) for _ in range(4)]
     for one in taken:
         one.sendall(b"!")
@@ -1282,7 +1456,9 @@ def test_stats_are_a_value(listeners: harken.Listeners, engine: str) -> None:
 
 def test_the_best_engine_is_chosen(listeners: harken.Listeners) -> None:
     with listeners.acceptor() as acceptor:
-        assert acceptor.stats().engine in engines()
+        best = acceptor.stats().engine
+        assert best in engines()
+    assert acceptor.stats().engine == best
 
 
 @windows_only
@@ -1384,14 +1560,15 @@ def test_what_is_no_listener_is_refused(listeners: harken.Listeners, engine: str
             harken.Acceptor(given, engine=engine)
 
     refused([], ValueError, "at least one")
-    refused(closed(), ValueError, "listener 0 is closed")
+    refused(closed(), ValueError, "listener 0 is closed, or was given away")
     refused([listeners[0], closed()], ValueError, "listener 1 is closed")
     refused([listeners[0], listeners[0]], ValueError, "listener 1 is there twice")
     refused(None, TypeError, "NoneType")
-    refused(7, TypeError, "int")
+    refused(7, TypeError, "Sockets, not int; harken.adopt")
     refused("127.0.0.1:80", TypeError, "Sockets, not str")
     with socket.socket() as other:
-        refused([other], TypeError, "Sockets, not socket")
+        refused([other], TypeError, "Sockets, not socket; harken.adopt")
+        refused(other, TypeError, "Sockets, not socket; harken.adopt")
     with harken.Socket() as bound, harken.Socket(type=harken.SOCK_DGRAM) as datagram:
         bound.bind(("127.0.0.1", 0))
         refused(bound, ValueError, "does not listen")
@@ -1400,6 +1577,9 @@ def test_what_is_no_listener_is_refused(listeners: harken.Listeners, engine: str
         with pytest.raises(RuntimeError):
             acceptor.__init__(listeners)  # type: ignore[misc]
         assert not acceptor.wait(0)
+    with pytest.raises(RuntimeError, match="make another one"):
+        acceptor.__init__(listeners)  # type: ignore[misc]
+    assert acceptor.closed
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from harken._lifecycle cimport forks
 from harken._platform cimport net_engine_t, net_failures_t, net_lock_t, net_socket_t
 from harken._socket cimport Socket, watch_t
 
+from ._overload import report
+
 cdef enum:
     BATCH = 64  # connections that accept_many() takes at the most, unless told
     STRIDE = 16  # the same for iteration, where the last of a batch waits until those before it were dealt with
@@ -55,6 +57,7 @@ cdef struct gauge_t:
     # Shared by an acceptor and its connections. The numbers are for net_add() and its like.
     long references
     long open  # connections that are open, or were given away and not released
+    long given  # those of `open` that were given away
     long closed  # connections that were closed, ever: has room been made since?
     long full  # 1: whoever brings `open` down to `low` wakes the engine
     long starved  # 1: whoever closes a connection wakes it
@@ -149,9 +152,27 @@ cdef class Accepted(Socket):
         cdef net_socket_t handle = Socket.let_go(self, nudge)
         if not nudge and handle != c.NET_INVALID and self.gauge != NULL:
             # Given away open: it is counted until Acceptor.release().
+            c.net_add(&self.gauge.given, 1)
             unreference(self.gauge, 1)
             self.gauge = NULL
         return handle
+
+    def to_socket(self):
+        """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. The connection
+        is counted until Acceptor.release()."""
+        cdef gauge_t *gauge = self.gauge
+        if gauge != NULL:
+            c.net_add(&gauge.references, 1)
+        try:
+            return Socket.to_socket(self)
+        except BaseException:
+            if gauge != NULL and self.gauge == NULL:  # it was closed, and nobody has it
+                c.net_add(&gauge.given, -1)
+                count_down(gauge, 1)
+            raise
+        finally:
+            if gauge != NULL:
+                unreference(gauge, 1)
 
 
 cdef class Acceptor:
@@ -197,13 +218,15 @@ cdef class Acceptor:
     cdef Accepted model  # what connections are copies of
     cdef list ready  # taken for iteration and not given out, the last first
     cdef object asked  # the user's function
-    cdef bytes engine
+    cdef bytes engine  # the one that was asked for
+    cdef const char *name  # the one that it is: NULL before there is any
     cdef readonly int batch
     cdef int stride
     cdef long most  # limit; 0: none
     cdef int policy
     cdef int calls  # threads in net_engine_wait()
-    cdef bint shut
+    cdef bint polled  # fileno() was asked for
+    cdef bint begun, shut
     cdef object __weakref__
     # With the lock:
     cdef int reasons
@@ -234,8 +257,8 @@ cdef class Acceptor:
     def __init__(self, listeners, *, batch=None, limit=None, on_overload="pause", engine=None):
         cdef int error
         cdef net_engine_t *made = NULL
-        if self.nodes != NULL:
-            raise RuntimeError("this Acceptor has its listeners already")
+        if self.begun or self.nodes != NULL:
+            raise RuntimeError("this Acceptor has its listeners already, make another one")
         self.batch = BATCH if batch is None else at_least_one(batch, "batch")
         self.stride = STRIDE if batch is None else self.batch
         self.most = 0 if limit is None else at_least_one(limit, "limit")
@@ -244,7 +267,7 @@ cdef class Acceptor:
         self.policy = self.policy_of(on_overload)
         self.asked = on_overload if self.policy == ASK else None
         self.engine = engine_of(engine)
-        self.watch_over((listeners,) if isinstance(listeners, Socket) else tuple(listeners))
+        self.watch_over(listeners_of(listeners))
         error = self.open(&made)
         if error == 0:
             error = c.net_socket((<Socket>self.sockets[0]).family, c.SOCK_STREAM, 0, &self.reserve)
@@ -262,6 +285,8 @@ cdef class Acceptor:
                     failure.add_note(f"the engine {engine!r} cannot be had here")
                 raise
         self.gauge.engine = made
+        self.name = made.calls.name
+        self.begun = True
         self.shut = False
 
     def __del__(self):
@@ -302,12 +327,12 @@ cdef class Acceptor:
             raise ValueError("an Acceptor needs at least one listener")
         for n, given in enumerate(listeners):
             if not isinstance(given, Socket):
-                raise TypeError(f"listeners must be Sockets, not {type(given).__name__}")
+                raise no_listener(given)
             listener = given
             if listener.handle == c.NET_INVALID:
-                raise ValueError(f"listener {n} is closed")
+                raise ValueError(f"listener {n} is closed, or was given away")
             if listener.type != c.SOCK_STREAM:
-                raise ValueError(f"listener {n} is no stream socket, and has no connections: {listener!r}")
+                raise ValueError(f"listener {n} is no stream socket: {listener!r}")
             listening = 0
             error = c.net_listening(listener.handle, &listening)
             if error:
@@ -515,7 +540,7 @@ cdef class Acceptor:
         cdef Socket connection
         if not self.shut:
             self.usable()
-        if self.ready:
+        if self.at_hand():
             found = []
             while len(found) < wished and (connection := self.next_ready()) is not None:
                 connection.settimeout(0)
@@ -547,16 +572,40 @@ cdef class Acceptor:
                     del found[0]
                     found.reverse()
                     self.keep(found)
+                self.share_out()
                 return connection
             self.look(-1)
 
-    @cython.critical_section
+    cdef bint at_hand(self) noexcept:
+        """Is there something that was taken before, and is not held back by pause()?"""
+        return bool(self.ready) and (not self.reasons & BY_USER or self.ended())
+
     cdef object next_ready(self):
+        cdef object connection = self.pop_ready() if self.at_hand() else None
+        if connection is not None:
+            self.share_out()
+        return connection
+
+    @cython.critical_section
+    cdef object pop_ready(self):
         return self.ready.pop() if self.ready else None
 
     @cython.critical_section
     cdef int keep(self, list found) except -1:
         self.ready[:0] = found
+        return 0
+
+    cdef int share_out(self) except -1:
+        """What one thread has taken is for all: the next one that sleeps, or a loop that polls, is told of the rest."""
+        cdef int error
+        if not (self.calls or self.polled):
+            return 0
+        if self.at_hand():
+            wake(self.gauge)
+        elif self.polled:
+            error = self.refresh()
+            if error:
+                self.overloaded(error)
         return 0
 
     cdef bint ended(self) noexcept:
@@ -582,7 +631,13 @@ cdef class Acceptor:
                 if count == part and len(found) < wished:
                     continue
             elif obstacle == OVERLOAD:
-                self.overloaded(error)
+                try:
+                    self.overloaded(error)
+                except BaseException:  # an interrupt: those before it are not lost
+                    for connection in found:
+                        connection.settimeout(None)
+                    self.keep(found[::-1])
+                    raise
             elif error == c.NET_EINTR:
                 c.PyErr_CheckSignals()
                 continue
@@ -688,7 +743,6 @@ cdef class Acceptor:
             c.net_raise(error)
         except OSError as failure:
             try:
-                from ._overload import report
                 report(c.net_get(&self.gauge.open), failure, self.policy == SHED)
             except Exception as problem:
                 PyErr_SetObject(type(problem), problem)
@@ -707,7 +761,7 @@ cdef class Acceptor:
                 raise ValueError(f"timeout must be a number of seconds that is not negative: {timeout!r}")
         if not self.shut:
             self.usable()
-        return bool(self.ready) or (not self.ended() and self.look(c.net_monotonic() + seconds if seconds >= 0 else -1))
+        return self.at_hand() or (not self.ended() and self.look(c.net_monotonic() + seconds if seconds >= 0 else -1))
 
     cdef bint look(self, double deadline) except -1:
         """Like Socket.ready(): it has looked once, however short the time."""
@@ -726,10 +780,15 @@ cdef class Acceptor:
                     milliseconds = <int>min(left, 1 << 30)
             engine = self.enter()
             if engine == NULL:
-                return 0
+                return self.at_hand()
+            if self.at_hand():  # after enter(), or another thread would think that nobody has to be woken
+                self.leave()
+                return 1
             with nogil:
                 error = c.net_engine_wait(engine, milliseconds, &outcome)
             self.leave()
+            if self.at_hand():
+                return 1
             if self.ended():
                 return 0
             if error and error != c.NET_EINTR:
@@ -784,22 +843,25 @@ cdef class Acceptor:
             except OSError as failure:
                 failure.add_note(f"the engine {self.kind()!r} has nothing that a loop could poll: wait() in a thread")
                 raise
+        self.polled = True
+        self.share_out()
         return handle
 
     # ------------------------------------------------------------------ from any thread
 
     def pause(self):
         """From now on no connection is taken: clients wait in the system's queue. accept_many() returns an empty list,
-        and iteration waits."""
+        and iteration waits; what it took in a batch before is held back, too."""
         self.usable()
         c.net_lock(&self.gauge.lock)
         if self.gauge.engine != NULL:
             self.reasons |= BY_USER
             c.net_engine_arm(self.gauge.engine, False)
         c.net_unlock(&self.gauge.lock)
+        self.share_out()
 
     def resume(self):
-        """Ends pause()."""
+        """Ends pause(), however often that was called."""
         cdef int error = 0
         self.usable()
         c.net_lock(&self.gauge.lock)
@@ -807,25 +869,33 @@ cdef class Acceptor:
             self.reasons &= ~BY_USER
             error = self.settle()
         c.net_unlock(&self.gauge.lock)
+        self.share_out()
         if error:
             self.overloaded(error)
 
     def release(self, n=1):
         """``n`` connections that were given away with detach() or to_socket() are closed: they count no more."""
         cdef int count = at_least_one(n, "n")
-        if count > c.net_get(&self.gauge.open):
-            raise ValueError(f"release({n}): only {c.net_get(&self.gauge.open)} connections are open")
+        cdef long left = c.net_add(&self.gauge.given, -count)
+        if left < 0:
+            c.net_add(&self.gauge.given, count)
+            raise ValueError(f"release({n}): only {left + count} connections were given away and not released")
         count_down(self.gauge, count)
 
     def close(self):
         """Ends accepting, and wakes whoever waits: iteration ends, accept_many() raises EBADF. What was taken out of
-        the system's queue already is still handed out before. The listeners stay open, and so do connections. A second
-        time does nothing."""
+        the system's queue already is still handed out before; what nobody asks for is closed when the acceptor is
+        dropped. The listeners stay open, and so do connections. A second time does nothing.
+
+        A child of a fork gives up only its own: a server that forks for each connection calls it in the child, which
+        would keep the others of the batch open."""
         cdef net_socket_t taken[CHUNK]
         cdef int where[CHUNK]
         cdef int count = 0, obstacle
         cdef list left = []
         cdef tuple sockets = self.sockets
+        if self.gauge.forks != forks():
+            self.leave_to_parent()
         if not self.must_close():
             return
         if self.gauge.engine != NULL:
@@ -903,7 +973,7 @@ cdef class Acceptor:
 
     @cython.critical_section
     cdef int begin_again(self) except -1:
-        """In a child: an engine of its own. What the parent had taken for iteration is the parent's."""
+        """In a child: an engine of its own."""
         cdef net_engine_t *made = NULL
         cdef gauge_t *gauge = self.gauge
         cdef int error
@@ -916,6 +986,7 @@ cdef class Acceptor:
         c.net_engine_abandon(gauge.engine)
         c.net_lock_init(&gauge.lock)
         gauge.engine = made
+        self.name = made.calls.name
         gauge.forks = forks()
         self.calls = 0
         self.over(FULL | STARVED)
@@ -923,11 +994,16 @@ cdef class Acceptor:
         if made.left == 0:
             gauge.ended = 1
             c.net_engine_stop(made)
-        while self.ready:
-            self.ready.pop().close()
+        self.leave_to_parent()
         error = self.refresh()
         if error:
             self.overloaded(error)
+        return 0
+
+    cdef int leave_to_parent(self) except -1:
+        """In a child: closes its copies of what the parent had taken for iteration."""
+        while self.ready:
+            self.pop_ready().close()
         return 0
 
     # ------------------------------------------------------------------ what it tells
@@ -956,9 +1032,7 @@ cdef class Acceptor:
         return AcceptorStats(accepted, open, high, shedded, failed, pauses, paused, self.kind())
 
     cdef str kind(self):
-        if self.gauge.engine == NULL:
-            return self.engine.decode() if self.engine is not None else ""
-        return self.gauge.engine.calls.name.decode()
+        return self.name.decode() if self.name != NULL else ""
 
     def __repr__(self):
         cdef int n, left = 0
@@ -984,6 +1058,23 @@ cdef void keep_failures(net_failures_t *kept, net_engine_t *engine) noexcept:
     for n in range(c.NET_FAILURES):
         if engine.failures.count[n]:
             count_failure(kept, engine.failures.error[n], engine.failures.count[n])
+
+
+cdef tuple listeners_of(object given):
+    if isinstance(given, Socket):
+        return (given,)
+    try:
+        given = iter(given)
+    except TypeError:
+        raise no_listener(given) from None
+    return tuple(given)
+
+
+cdef object no_listener(object given):
+    cdef str hint = ""
+    if isinstance(given, int) or hasattr(given, "fileno"):
+        hint = "; harken.adopt() makes one of a descriptor or a socket.socket"
+    return TypeError(f"listeners must be Sockets, not {type(given).__name__}{hint}")
 
 
 cdef int at_least_one(object number, str name) except -1:
