@@ -59,6 +59,17 @@ def attempt(*binds, **options):
         tell(step=error.step, number=error.errno, kinds=kinds, hint=error.hint, text=str(error), **finding)
 """
 
+# To be put before a program.
+SECCOMP = """
+def seccomp(*instructions):
+    "From now on a filter decides on this process's system calls, as in a container."
+    import ctypes, struct
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in instructions))
+    program = struct.pack("@HP", len(instructions), ctypes.addressof(code))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0, "seccomp"
+"""
+
 NOBODY = 65534
 
 HAS_PSUTIL = importlib.util.find_spec("psutil") is not None and not WINE  # whose table names no process

@@ -37,13 +37,14 @@ from wire import (
 )
 
 import harken
+from children import SECCOMP
 from harken._acceptor import engines
-from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, posix_only, windows_only
+from machine import EMULATOR, HAS_IPV6, LINUX, WINDOWS, linux_only, posix_only, windows_only
 
 pytest_plugins = ["poison"]
 
 EBADF = 10038 if WINDOWS else errno.EBADF
-POLLABLE = {"io_uring": True, "accept4": True, "accept": False, "acceptex": True}
+POLLABLE = {"io_uring": True, "accept4": True, "kqueue": True, "accept": False, "acceptex": True}
 NAMES = [name for name in engines() if name in os.environ.get("HARKEN_ENGINES", ",".join(engines())).split(",")]
 
 
@@ -285,6 +286,20 @@ def test_a_loop_can_poll_it(listeners: harken.Listeners, engine: str) -> None:
         assert acceptor.fileno() == -1
         with contextlib.suppress(OSError):  # a descriptor that is closed while it is polled
             polling.outcome()
+
+
+@posix_only  # others take connections before they are asked
+def test_a_loop_does_not_spin_when_somebody_else_was_faster(listeners: harken.Listeners, engine: str) -> None:
+    if not POLLABLE[engine]:
+        pytest.skip(f"{engine} has nothing to poll")
+    with listeners.acceptor(engine=engine) as faster, listeners.acceptor(engine=engine) as slower:
+        with clients(listeners[0].address, 1):
+            wait_for_queue(listeners[0], 1)
+            assert readable(slower)
+            close_all(taken_in_time(faster, 1))
+        assert slower.accept_many() == []
+        assert not readable(slower)
+        assert not readable(faster)
 
 
 def test_a_loop_hears_of_the_end_of_the_listeners(listeners: harken.Listeners, engine: str) -> None:
@@ -1230,6 +1245,30 @@ print(acceptor)
 
 
 @posix_only
+@pytest.mark.parametrize("use", ["acceptor.accept_many(); acceptor.close()", "acceptor.close()", "del acceptor"])
+def test_a_fork_touches_no_descriptors_of_strangers(engine: str, use: str) -> None:
+    """A kqueue is not there in a child, and somebody else may get its number."""
+    code = (
+        FORK
+        + f"""
+listeners = harken.listen("127.0.0.1:0")
+acceptor = listeners.acceptor(engine={engine!r})
+def child():
+    global acceptor
+    strangers = [os.dup(0) for _ in range(16)]
+    {use}
+    for stranger in strangers:
+        os.close(stranger)
+in_a_child(child)
+client = socket.create_connection(("127.0.0.1", listeners.port))
+next(acceptor).close()
+print("well")
+"""
+    )
+    assert python(code).stdout == "well\n"
+
+
+@posix_only
 def test_a_fork_leaves_to_the_parent_what_the_parent_took(engine: str) -> None:
     code = (
         FORK
@@ -1459,6 +1498,101 @@ def test_the_best_engine_is_chosen(listeners: harken.Listeners) -> None:
         best = acceptor.stats().engine
         assert best in engines()
     assert acceptor.stats().engine == best
+
+
+def test_other_systems_have_kqueue(listeners: harken.Listeners) -> None:
+    if (LINUX or WINDOWS) and "kqueue" not in engines():
+        pytest.skip("macOS and the BSDs only")
+    assert engines() == ("kqueue", "accept")
+    with listeners.acceptor() as acceptor:
+        assert repr(acceptor) == "<harken.Acceptor kqueue, 1 listener, 0 open>"
+        assert acceptor.stats().engine == "kqueue"
+
+
+FORBID = f"""{SECCOMP}
+import errno
+def forbid(number, error):
+    seccomp((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000))
+SETUP, ENTER = 425, 426  # io_uring_setup(2), io_uring_enter(2), on nearly all processors
+"""
+
+
+@pytest.fixture
+def io_uring() -> None:
+    if "io_uring" not in NAMES or forbidden("io_uring"):
+        pytest.skip("there is no io_uring that could be forbidden")
+    if EMULATOR:
+        pytest.skip(f"{EMULATOR} has no seccomp")
+
+
+@pytest.mark.usefixtures("io_uring")
+@pytest.mark.parametrize("error", ["EPERM", "ENOSYS"])
+def test_the_next_engine_is_taken_where_io_uring_is_forbidden(error: str) -> None:
+    code = f"""{FORBID}
+import socket, harken
+forbid(SETUP, errno.{error})
+with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor() as acceptor:
+    print(acceptor, acceptor.stats().engine)
+    with socket.create_connection(listeners[0].address), next(acceptor):
+        print(acceptor)
+    acceptor.close()
+    print(acceptor.stats().engine)
+    try:
+        listeners.acceptor(engine="io_uring")
+    except OSError as error:
+        print(errno.errorcode[error.errno], *error.__notes__)
+"""
+    assert python(code).stdout.splitlines() == [
+        "<harken.Acceptor accept4, 1 listener, 0 open> accept4",
+        "<harken.Acceptor accept4, 1 listener, 1 open>",
+        "accept4",
+        f"{error} the engine 'io_uring' cannot be had here",
+    ]
+
+
+@pytest.mark.usefixtures("io_uring")
+def test_a_fork_tells_the_engine_that_it_has() -> None:
+    code = f"""{FORK}{FORBID}
+listeners = harken.listen("127.0.0.1:0")
+any_engine, io_uring = listeners.acceptor(), listeners.acceptor(engine="io_uring")
+def child():
+    forbid(SETUP, errno.EPERM)
+    print(any_engine)
+    print(any_engine.stats().engine)
+    print(any_engine)
+    for use in (io_uring.stats, io_uring.accept_many, io_uring.fileno):
+        try:
+            print(use())
+        except PermissionError as error:
+            print(error.strerror)
+    print(io_uring, flush=True)
+in_a_child(child)
+print(any_engine, any_engine.stats().engine)
+"""
+    assert python(code).stdout.splitlines() == [
+        "<harken.Acceptor forked, 1 listener, 0 open>",
+        "accept4",
+        "<harken.Acceptor accept4, 1 listener, 0 open>",
+        *["Operation not permitted"] * 3,
+        "<harken.Acceptor forked, 1 listener, 0 open>",
+        "<harken.Acceptor io_uring, 1 listener, 0 open> io_uring",
+    ]
+
+
+@pytest.mark.usefixtures("io_uring")
+def test_io_uring_may_be_forbidden_at_any_time() -> None:
+    code = f"""{FORBID}
+import socket, harken
+with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor() as acceptor:
+    print(acceptor.stats().engine)
+    forbid(ENTER, errno.EPERM)
+    with socket.create_connection(listeners[0].address), next(acceptor):
+        print(acceptor, acceptor.stats().engine, acceptor.stats().failed)
+"""
+    assert python(code).stdout.splitlines() == [
+        "io_uring",
+        "<harken.Acceptor accept4, 1 listener, 1 open> accept4 {}",
+    ]
 
 
 @windows_only

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from children import NOBODY, needs_root, run
+from children import NOBODY, SECCOMP, needs_root, run
 from machine import LINUX, linux_only, needs_ipv6
 
 if TYPE_CHECKING:
@@ -130,18 +130,14 @@ def test_a_name_is_without_the_loopback_that_is_not_there(
 
 
 # What a kernel says that was started with ipv6.disable=1, said by a seccomp filter.
-WITHOUT_IPV6 = """
-import ctypes, errno, struct
-number = {"x86_64": 41, "aarch64": 198}[os.uname().machine]  # of socket(2)
-filters = b"".join(struct.pack("=HBBI", *one) for one in [
+WITHOUT_IPV6 = f"""{SECCOMP}
+import errno
+number = {{"x86_64": 41, "aarch64": 198}}[os.uname().machine]  # of socket(2)
+seccomp(
     (0x20, 0, 0, 0), (0x15, 0, 3, number),  # the system call; unless it is socket(2), allow it
     (0x20, 0, 0, 16), (0x15, 0, 1, socket.AF_INET6),  # the family; unless it is IPv6, allow it
     (0x06, 0, 0, 0x00050000 | errno.EAFNOSUPPORT), (0x06, 0, 0, 0x7FFF0000),
-])
-code = ctypes.create_string_buffer(filters)
-filter_program = struct.pack("@HP", len(filters) // 8, ctypes.addressof(code))
-prctl = ctypes.CDLL(None, use_errno=True).prctl
-assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, ctypes.c_char_p(filter_program), 0, 0) == 0, "seccomp"
+)
 """
 
 

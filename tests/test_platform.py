@@ -52,6 +52,10 @@ OLDER_SYSTEM = """
 """
 
 
+# Systems with a kqueue, which tests/kqueue stands in for on Linux.
+KQUEUE = ["-DHARKEN_KQUEUE", "-I", str(HERE / "kqueue"), "-include", "sys/event.h"]
+
+
 def build(compiler: str, source: str, program: Path, *flags: str) -> Path:
     command = [compiler, *STRICT, *flags, str(HERE / source), "-o", str(program)]
     if "mingw" in compiler:
@@ -114,6 +118,24 @@ class TestOnThisSystem:
         release = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
         if LINUX and release >= (6, 15):
             assert "no io_uring here: Operation not supported" not in said
+
+    @linux_only
+    @pytest.mark.parametrize("compiler", COMPILERS)
+    @pytest.mark.parametrize("program", ["engine.c", "batches.c"])
+    @pytest.mark.parametrize(
+        "system",
+        [[], ["-DKQUEUE_WITHOUT_USER"], ["-include", "older.h"], ["-DKQUEUE_EARLY=4000000"]],
+        ids=["FreeBSD", "without user events", "macOS", "early timers"],
+    )
+    def test_the_engine_of_macos_and_the_bsds(
+        self, compiler: str, program: str, system: list[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "older.h").write_text(OLDER_SYSTEM)
+        flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", str(tmp_path)]
+        built = build(compiler, program, tmp_path / "program", *flags, *KQUEUE, *system)
+        ran = subprocess.run([built], capture_output=True, text=True, timeout=50, check=False)
+        assert ran.stdout.splitlines()[-1:] == ["ok"], ran.stderr
+        assert "kqueue" in ran.stdout + ran.stderr
 
     @linux_only
     def test_the_contract_is_kept_without_accept4_and_eventfd(self, tmp_path: Path) -> None:

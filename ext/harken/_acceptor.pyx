@@ -10,8 +10,8 @@ Locking. `gauge.lock` is over the engine (all of its calls but wait and wake) an
 one batch at the most, and nobody who has it wants the GIL, so it may be waited for with the GIL. `calls` counts the
 threads in net_engine_wait(); the last one to leave a closed acceptor closes the engine.
 
-Forks. The child of a fork must not touch the parent's engine, for an epoll set is shared with it: the first use makes a
-new one.
+Forks. The child of a fork must not touch the parent's engine, for an epoll set is shared with it, and the number of a
+kqueue is a stranger's: the first use makes a new one.
 """
 
 import cython
@@ -203,9 +203,9 @@ cdef class Acceptor:
     line a second at the most.
 
     ``engine`` is how it is done: "io_uring" (Linux 6.15: epoll, and one request a batch), "accept4" (Linux: epoll and
-    accept4), "acceptex" (Windows: up to 32 requests a listener wait in the kernel, and take connections out of the
-    queue ahead of the question, though not beyond ``limit``) or "accept" (everywhere: poll and accept). None: the best
-    one that works and is allowed.
+    accept4), "kqueue" (macOS and the BSDs: kevent and accept), "acceptex" (Windows: up to 32 requests a listener wait
+    in the kernel, and take connections out of the queue ahead of the question, though not beyond ``limit``) or
+    "accept" (everywhere: poll and accept). None: the best one that works and is allowed.
 
     Raises TypeError or ValueError for what is no listener, does not listen or is named twice; OSError when the engine
     cannot be had.
@@ -285,7 +285,7 @@ cdef class Acceptor:
                     failure.add_note(f"the engine {engine!r} cannot be had here")
                 raise
         self.gauge.engine = made
-        self.name = made.calls.name
+        self.name = made.name
         self.begun = True
         self.shut = False
 
@@ -829,8 +829,8 @@ cdef class Acceptor:
 
     def fileno(self):
         """What a loop can poll for reading: ready when accept_many() has something to do. On Linux an epoll descriptor,
-        on Windows a socket for select(); -1 when closed. Raises OSError where the engine has none (the engine
-        "accept")."""
+        on macOS and the BSDs a kqueue, on Windows a socket for select(); -1 when closed. Raises OSError where the
+        engine has none (the engine "accept")."""
         cdef net_socket_t handle
         cdef int error
         if self.shut:
@@ -939,6 +939,7 @@ cdef class Acceptor:
         if engine != NULL:
             self.over(FULL | STARVED)
             keep_failures(&self.failed_before, engine)
+            self.name = engine.name
         self.gauge.engine = NULL
         c.net_unlock(&self.gauge.lock)
         if engine != NULL:
@@ -986,7 +987,7 @@ cdef class Acceptor:
         c.net_engine_abandon(gauge.engine)
         c.net_lock_init(&gauge.lock)
         gauge.engine = made
-        self.name = made.calls.name
+        self.name = made.name
         gauge.forks = forks()
         self.calls = 0
         self.over(FULL | STARVED)
@@ -1032,7 +1033,11 @@ cdef class Acceptor:
         return AcceptorStats(accepted, open, high, shedded, failed, pauses, paused, self.kind())
 
     cdef str kind(self):
-        return self.name.decode() if self.name != NULL else ""
+        if self.gauge.engine == NULL:
+            return self.name.decode() if self.name != NULL else ""
+        if self.gauge.forks != forks():
+            return "forked"  # the parent's engine is not ours, and may be one that we cannot have
+        return self.gauge.engine.name.decode()
 
     def __repr__(self):
         cdef int n, left = 0

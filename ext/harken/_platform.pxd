@@ -154,10 +154,8 @@ cdef extern from "platform/engine.h" nogil:
     ctypedef struct net_failures_t:
         int *error
         unsigned long long *count
-    ctypedef struct net_engine_calls_t:
-        const char *name
     ctypedef struct net_engine_t:
-        const net_engine_calls_t *calls
+        const char *name
         net_socket_t *listeners
         int count, left, armed, stopped, culprit, full, room
         net_failures_t failures

@@ -61,7 +61,7 @@ class AcceptorStats:
     paused: float
     """For how many seconds in all."""
     engine: str
-    """How it takes connections: "io_uring", "accept4", "accept"."""
+    """How it takes connections: "io_uring", "accept4", "kqueue", "acceptex", "accept"."""
 
     def __init__(
         self,

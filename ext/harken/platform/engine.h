@@ -83,6 +83,7 @@ typedef struct {
  * under its lock. */
 struct net_engine {
     const net_engine_calls_t *calls;
+    const char *name;        /* what does the work now; not that of `calls` when a part was given up */
     net_socket_t *listeners; /* a copy of the list, freed with the engine; NET_INVALID where one was removed */
     int count;
     int left;    /* those that were not removed */
@@ -120,6 +121,7 @@ static inline int net_engine_make(const net_engine_calls_t *calls, size_t size, 
     }
     memcpy(made->listeners, listeners, (size_t)count * sizeof *listeners);
     made->calls = calls;
+    made->name = calls->name;
     for (made->count = 0; made->count < count; made->count++)
         made->left += listeners[made->count] != NET_INVALID;
     made->culprit = -1;
@@ -205,11 +207,90 @@ static inline int net_engine_share(net_engine_part_t take_part, net_engine_t *en
     return done ? 0 : error ? error : NET_EWOULDBLOCK;
 }
 
+/* The listeners that are left, another one first each time. */
+static inline int net_engine_turn(net_engine_t *engine, int *ready)
+{
+    int n, found = 0;
+    engine->first = (engine->first + 1) % engine->count;
+    for (n = 0; n < engine->count; n++) {
+        int index = (engine->first + n) % engine->count;
+        if (engine->listeners[index] != NET_INVALID)
+            ready[found++] = index;
+    }
+    return found;
+}
+
+/* For an engine whose system watches listeners, and can tell which of them have something. */
+enum { NET_TRUST = 4 }; /* how many batches in a row may do without a look at listeners that were idle */
+typedef struct {
+    int *ready;  /* owned: room for all listeners, and once more, for what the system says */
+    int count;   /* how many of `ready` had more when the last batch was full */
+    int trusted; /* batches since the last look */
+} net_turns_t;
+
+static inline int net_turns_make(net_turns_t *turns, int count)
+{
+    turns->ready = (int *)malloc(2 * (size_t)count * sizeof *turns->ready);
+    return turns->ready == NULL ? NET_ENOMEM : 0;
+}
+
+/* Puts the indices of those that have something into `said`, in any order. */
+typedef int (*net_engine_ask_t)(net_engine_t *engine, int *said, int *count);
+
+/* Which listeners have something: asked from the system, unless the answer is known. Another one is the first each
+ * time. */
+static inline int net_engine_look(net_engine_t *engine, net_turns_t *turns, net_engine_ask_t ask)
+{
+    int n, *said = turns->ready + engine->count, count = 0, start = 0, error;
+    if (turns->count > 0 && engine->full && turns->trusted++ < NET_TRUST) {
+        int first = turns->ready[0];
+        memmove(turns->ready, turns->ready + 1, ((size_t)turns->count - 1) * sizeof *turns->ready);
+        turns->ready[turns->count - 1] = first;
+        return 0;
+    }
+    turns->trusted = 0;
+    turns->count = net_engine_turn(engine, turns->ready);
+    if (engine->left <= 1 || !engine->armed)
+        return 0;
+    turns->count = 0;
+    if ((error = ask(engine, said, &count)) != 0)
+        return error;
+    while (start < count && said[start] < engine->first)
+        start++;
+    for (n = 0; n < count; n++)
+        turns->ready[n] = said[(start + n) % count];
+    turns->count = count;
+    return 0;
+}
+
+/* Makes the system watch one listener, or not any more. */
+typedef int (*net_engine_watch_t)(net_engine_t *engine, int index, int on);
+
+/* All of them or none. */
+static inline int net_engine_watch_all(net_engine_t *engine, int on, net_engine_watch_t watch)
+{
+    int n, error = 0;
+    for (n = 0; n < engine->count && error == 0; n++)
+        if (engine->listeners[n] != NET_INVALID)
+            error = watch(engine, n, on);
+    if (error)
+        while (n-- > 0)
+            if (engine->listeners[n] != NET_INVALID)
+                (void)watch(engine, n, 0);
+    engine->armed = on && error == 0;
+    return error;
+}
+
+/* HARKEN_KQUEUE: a build on Linux with tests/kqueue, which see. */
 #ifdef _WIN32
 #include "platform/engine_acceptex.h"
 #include "platform/engine_poll.h"
 /* The best first. */
 static const net_engine_calls_t *const net_engines[] = {&net_engine_acceptex, &net_engine_poll, NULL};
+#elif defined(HARKEN_KQUEUE) || (!defined(__linux__) && __has_include(<sys/event.h>))
+#include "platform/engine_kqueue.h"
+#include "platform/engine_poll.h"
+static const net_engine_calls_t *const net_engines[] = {&net_engine_kqueue, &net_engine_poll, NULL};
 #elif defined(__linux__)
 #include "platform/engine_epoll.h"
 #include "platform/engine_poll.h"

@@ -212,7 +212,7 @@ static inline void net_acceptex_cancel(net_acceptex_t *self, int index)
 static inline void net_acceptex_settle(net_acceptex_t *self, int index)
 {
     net_source_t *source = &self->sources[index];
-    double until = net_monotonic() + NET_CANCELLED_IN / 1000.0;
+    double until = net_monotonic() + (double)NET_CANCELLED_IN / 1000;
     int at, looked = 0;
     for (at = 0; at < source->queued; at++)
         while (!net_acceptex_done(source->line[at]) && net_monotonic() < until)
@@ -571,7 +571,7 @@ static inline int net_acceptex_wait(net_engine_t *engine, int milliseconds, int 
         }
         if ((until >= 0 && until <= now) || result == WAIT_FAILED)
             break;
-        left = NET_ACCEPTEX_LOOK / 1000.0;
+        left = (double)NET_ACCEPTEX_LOOK / 1000;
         if (until >= 0 && until - now < left)
             left = until - now;
         if (self->timer_at >= 0 && self->timer_at - now < left)

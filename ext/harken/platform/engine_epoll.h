@@ -13,10 +13,7 @@
 #define EPOLLEXCLUSIVE (1u << 28)
 #endif
 
-enum {
-    NET_EPOLL_SHARE = 64, /* so many connections, or a full batch, and others are woken before us */
-    NET_EPOLL_TRUST = 4   /* how many batches in a row may do without a look at listeners that were idle */
-};
+enum { NET_EPOLL_SHARE = 64 }; /* so many connections, or a full batch, and others are woken before us */
 #define NET_EPOLL_WAKER 0xFFFFFFFFu
 #define NET_EPOLL_TIMER 0xFFFFFFFEu
 
@@ -25,12 +22,10 @@ typedef struct {
     int set; /* the epoll descriptor */
     int timer;
     net_waker_t waker;
-    long woken;      /* 1: the waker is pulled, or will be at once */
+    long woken; /* 1: the waker is pulled, or will be at once */
     int timer_set;
-    int share;       /* connections taken since we last went to the end of the listeners' lists */
-    int trusted;     /* batches since the last look */
-    int ready_count; /* how many of `ready` had more when the last batch was full */
-    int *ready;      /* owned: room for all listeners */
+    int share; /* connections taken since we last went to the end of the listeners' lists */
+    net_turns_t turns;
     struct epoll_event *events; /* owned: room for all listeners, the waker and the timer */
 } net_epoll_t;
 
@@ -64,32 +59,26 @@ static inline void net_epoll_close(net_engine_t *engine)
         close(self->timer);
     if (self->waker.read >= 0)
         net_waker_close(&self->waker);
-    free(self->ready);
+    free(self->turns.ready);
     free(self->events);
     net_engine_free(engine);
 }
 
 static inline int net_epoll_open(const net_socket_t *listeners, int count, net_engine_t **engine);
 
-static inline int net_epoll_arm(net_engine_t *engine, int on)
+static inline int net_epoll_watch_one(net_engine_t *engine, int index, int on)
 {
     net_epoll_t *self = (net_epoll_t *)engine;
-    int n, error = 0;
-    for (n = 0; n < engine->count && error == 0; n++) {
-        if (engine->listeners[n] == NET_INVALID)
-            continue;
-        if (on)
-            error = net_epoll_watch(self->set, engine->listeners[n], EPOLLIN | EPOLLEXCLUSIVE, (uint32_t)n);
-        else
-            net_epoll_forget(self->set, engine->listeners[n]);
-    }
-    if (error)
-        while (n-- > 0)
-            if (engine->listeners[n] != NET_INVALID)
-                net_epoll_forget(self->set, engine->listeners[n]);
-    engine->armed = on && error == 0;
-    self->ready_count = 0;
-    return error;
+    if (on)
+        return net_epoll_watch(self->set, engine->listeners[index], EPOLLIN | EPOLLEXCLUSIVE, (uint32_t)index);
+    net_epoll_forget(self->set, engine->listeners[index]);
+    return 0;
+}
+
+static inline int net_epoll_arm(net_engine_t *engine, int on)
+{
+    ((net_epoll_t *)engine)->turns.count = 0;
+    return net_engine_watch_all(engine, on, net_epoll_watch_one);
 }
 
 static inline void net_epoll_wake(net_engine_t *engine)
@@ -131,7 +120,7 @@ static inline void net_epoll_remove(net_engine_t *engine, int index)
         net_epoll_forget(self->set, engine->listeners[index]);
     engine->listeners[index] = NET_INVALID;
     engine->left--;
-    self->ready_count = 0;
+    self->turns.count = 0;
     net_epoll_wake(engine);
 }
 
@@ -158,39 +147,15 @@ static inline int net_epoll_fileno(net_engine_t *engine, net_socket_t *handle)
     return 0;
 }
 
-/* Which listeners have something: asked from epoll, unless the answer is known. Another one is the first each time. */
-static inline int net_epoll_look(net_epoll_t *self)
+static inline int net_epoll_ask(net_engine_t *engine, int *said, int *count)
 {
-    net_engine_t *engine = &self->base;
-    int n, found = 0, count;
-    if (self->ready_count > 0 && engine->full && self->trusted++ < NET_EPOLL_TRUST) {
-        int first = self->ready[0];
-        memmove(self->ready, self->ready + 1, ((size_t)self->ready_count - 1) * sizeof *self->ready);
-        self->ready[self->ready_count - 1] = first;
-        return 0;
-    }
-    self->ready_count = self->trusted = 0;
-    engine->first = (engine->first + 1) % engine->count;
-    if (engine->left > 1 && engine->armed) {
-        int start = 0;
-        count = epoll_wait(self->set, self->events, engine->count + 2, 0);
-        if (count < 0)
-            return errno;
-        while (start < count && self->events[start].data.u32 < (uint32_t)engine->first)
-            start++;
-        for (n = 0; n < count; n++) {
-            uint32_t index = self->events[(start + n) % count].data.u32;
-            if (index < (uint32_t)engine->count)
-                self->ready[found++] = (int)index;
-        }
-    } else {
-        for (n = 0; n < engine->count; n++) {
-            int index = (engine->first + n) % engine->count;
-            if (engine->listeners[index] != NET_INVALID)
-                self->ready[found++] = index;
-        }
-    }
-    self->ready_count = found;
+    net_epoll_t *self = (net_epoll_t *)engine;
+    int n, found = epoll_wait(self->set, self->events, engine->count + 2, 0);
+    if (found < 0)
+        return errno;
+    for (n = 0; n < found; n++)
+        if (self->events[n].data.u32 < (uint32_t)engine->count)
+            said[(*count)++] = (int)self->events[n].data.u32;
     return 0;
 }
 
@@ -204,10 +169,10 @@ static inline int net_epoll_take_by(net_engine_part_t take_part, net_engine_t *e
         engine->full = 0;
         return NET_EWOULDBLOCK;
     }
-    if ((error = net_epoll_look(self)) != 0)
+    if ((error = net_engine_look(engine, &self->turns, net_epoll_ask)) != 0)
         return error;
-    error = net_engine_share(take_part, engine, limit, nonblocking, self->ready, &self->ready_count, taken, from,
-                             count);
+    error = net_engine_share(take_part, engine, limit, nonblocking, self->turns.ready, &self->turns.count, taken,
+                             from, count);
     self->share += *count;
     if (engine->full) {
         self->share += NET_EPOLL_SHARE;
@@ -259,9 +224,8 @@ static inline int net_epoll_make(const net_engine_calls_t *calls, size_t size, c
         return error;
     self = (net_epoll_t *)*engine;
     self->set = self->timer = self->waker.read = self->waker.write = -1;
-    self->ready = (int *)malloc((size_t)count * sizeof *self->ready);
     self->events = (struct epoll_event *)malloc(((size_t)count + 2) * sizeof *self->events);
-    if (self->ready == NULL || self->events == NULL)
+    if (net_turns_make(&self->turns, count) != 0 || self->events == NULL)
         error = ENOMEM;
     else if ((self->set = epoll_create1(EPOLL_CLOEXEC)) < 0)
         error = errno;

@@ -134,17 +134,12 @@ static inline int net_poll_take(net_engine_t *engine, int limit, int nonblocking
                                 int *count)
 {
     net_polling_t *self = (net_polling_t *)engine;
-    int n, found = 0;
+    int found;
     *count = 0;
     engine->full = 0;
     if (engine->stopped)
         return NET_EWOULDBLOCK;
-    for (n = 0; n < engine->count; n++) {
-        int index = (engine->first + n) % engine->count;
-        if (engine->listeners[index] != NET_INVALID)
-            self->ready[found++] = index;
-    }
-    engine->first = (engine->first + 1) % engine->count;
+    found = net_engine_turn(engine, self->ready);
     return net_engine_share(net_engine_part, engine, limit, nonblocking, self->ready, &found, taken, from, count);
 }
 
@@ -172,10 +167,9 @@ static inline int net_poll_wait(net_engine_t *engine, int milliseconds, int *out
     }
     if (self->timer_at >= 0) {
         left = (self->timer_at - net_monotonic()) * 1000 + 1;
-        if (left < 0)
-            left = 0;
-        if (milliseconds < 0 || left < milliseconds) {
-            milliseconds = left > 1e9 ? 1000000000 : (int)left;
+        n = left < 0 ? 0 : left > 1e9 ? 1000000000 : (int)left;
+        if (milliseconds < 0 || n <= milliseconds) {
+            milliseconds = n;
             over = 1;
         }
     }

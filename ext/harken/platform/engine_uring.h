@@ -299,10 +299,12 @@ static inline int net_uring_part(net_engine_t *engine, int index, int nonblockin
         int ask = want - *got < NET_URING_MOST ? want - *got : NET_URING_MOST, n, error;
         int failed = net_uring_batch(self, engine->listeners[index], nonblocking, ask, taken + *got, &n, &error);
         *got += n;
-        if (failed)
+        if (failed) {
             net_uring_give_up(self);
-        else if (error && (error = net_engine_passes(engine, error, died)) != 0)
+            engine->name = net_engine_epoll.name;
+        } else if (error && (error = net_engine_passes(engine, error, died)) != 0) {
             return error;
+        }
     }
     if (*got < want) {
         int n, error = net_engine_part(engine, index, nonblocking, want - *got, died, taken + *got, &n);
