@@ -121,7 +121,7 @@ def main() -> None:
                 if number:
                     samples[pair] += took
 
-    print("\n".join(report.machine(None)))
+    print("\n".join(report.machine()))
     print(f"uvicorn {uvicorn.__version__}; {options.rounds} rounds of {options.requests} requests; medians\n")
     lines = [["a keep-alive request", "create_server(), ms", "harken, ms", "stdlib / ours"]]
     for way, title in WAYS.items():

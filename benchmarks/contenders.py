@@ -1,4 +1,4 @@
-"""Who takes part: C, the standard library, ours. One process each, kept for the whole run, asked over pipes."""
+"""Who takes part in run.py: C, the standard library, ours. One process each, kept for the run, asked over pipes."""
 
 from __future__ import annotations
 
@@ -85,6 +85,23 @@ def queued(port: int, count: int) -> Iterator[None]:
             # Closed with a reset: thousands of connections in TIME_WAIT would use up the ports.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         yield
+
+
+def room_for(connections: int) -> int:
+    """How many connections can be queued at once: the limit of descriptors is raised as far as it goes."""
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = connections + 100
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft != resource.RLIM_INFINITY:
+            connections = min(connections, soft - 100)
+        return min(connections, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+    except (ImportError, FileNotFoundError):
+        return min(connections, 100)
 
 
 def compiler() -> str | None:

@@ -155,8 +155,7 @@ static const struct {
     {"numeric", numeric},           {"numeric_decoded", numeric_decoded},
     {"wildcard", wildcard},         {"listen", listen_close},
     {"steps", listen_close},        {"drain_many", drain_many},
-    {"drain_many_nonblocking", drain_many}, {"drain_engine", drain_many},
-    {"drain_accept4", drain_many},          {"drain_one", drain_one},
+    {"drain_many_nonblocking", drain_many}, {"drain_one", drain_one},
 };
 
 int main(void)

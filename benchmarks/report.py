@@ -11,18 +11,30 @@ Samples = dict[str, list[float]]
 """Nanoseconds an operation, one a round, by contender."""
 
 
-def machine(core: int | None) -> list[str]:
-    """What the figures were made on."""
+def machine(where: str = "not pinned") -> list[str]:
+    """What the figures were made on, and on which of its cores."""
     processor = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
-    where = "not pinned" if core is None else f"all on core {core}"
     return [
         f"{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.release()}",
         f"{processor}, {os.cpu_count()} cores, {where}",
     ]
+
+
+def spread(samples: list[float]) -> str:
+    """The median, and between which values the middle half of the rounds lies, if they differ."""
+    if min(samples) == max(samples):
+        return figure(samples[0])
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return f"{figure(median(samples))} ({figure(low)}-{figure(high)})"
+
+
+def figure(number: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.3g}"
 
 
 def _time(samples: list[float] | None) -> str:

@@ -1,4 +1,4 @@
-"""Ours beside C and the standard library, in one run: ``python benchmarks/run.py``.
+"""The steps, ours beside C and the standard library, in one run: ``python benchmarks/run.py``.
 
 Every round measures each case with every contender, in rotating order, so that whatever else the machine does hits all
 of them. All processes are pinned to one core; all traffic is on loopback. Times depend on the machine, the ratios of
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import report
-from contenders import FreshInterpreter, all_three, compiler
+from contenders import FreshInterpreter, all_three, compiler, room_for
 
 
 class Case(NamedTuple):
@@ -36,14 +36,9 @@ CASES = [
     Case("steps", "a listener opened and closed: step by step", 200),
     Case("drain_many", "{} queued: accept_many(64); stdlib: accept()", 2000),
     Case("drain_many_nonblocking", "{} queued: accept_many(64); stdlib: accept(), setblocking(False)", 2000),
-    Case("drain_engine", "{} queued: Acceptor.accept_many(); stdlib: accept(), setblocking(False)", 2000),
-    Case("drain_accept4", "{} queued: the same, engine accept4", 2000),
     Case("drain_one", "{} queued, addresses asked for: accept()", 2000),
     Case("import", "import; stdlib: import socket", 1),
 ]
-
-if sys.platform != "linux":
-    CASES = [case for case in CASES if case.name != "drain_accept4"]
 
 
 def pin() -> int | None:
@@ -53,23 +48,6 @@ def pin() -> int | None:
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     return core
-
-
-def room_for(connections: int) -> int:
-    """How many connections can be queued at once: the limit of descriptors is raised as far as it goes."""
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = connections + 100
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft != resource.RLIM_INFINITY:
-            connections = min(connections, soft - 100)
-        return min(connections, int(Path("/proc/sys/net/core/somaxconn").read_text()))
-    except (ImportError, FileNotFoundError):
-        return min(connections, 100)
 
 
 def measure(cases: list[Case], rounds: int) -> list[tuple[Case, report.Samples]]:
@@ -113,7 +91,10 @@ def main() -> None:
         cases.append(case._replace(operations=operations, title=case.title.format(operations)))
     results = measure(cases, options.rounds)
 
-    about = [*report.machine(core), f"{options.rounds} rounds; medians, with the middle half of the rounds in brackets"]
+    about = [
+        *report.machine("not pinned" if core is None else f"all on core {core}"),
+        f"{options.rounds} rounds; medians, with the middle half of the rounds in brackets",
+    ]
     if compiler() is None:
         about.append("C is left out: there is no compiler, or no accept4()")
     print("\n" + "\n".join(about) + "\n")

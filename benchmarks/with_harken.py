@@ -79,22 +79,6 @@ def drain_many(count: int) -> int:
     return took
 
 
-def drain_engine(count: int, engine: str | None = None) -> int:
-    taken: list[Socket] = []
-    with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor(engine=engine) as acceptor:
-        wait_for_queue(listeners[0])
-        start = now()
-        while len(taken) < count:
-            taken += acceptor.accept_many()
-        took = now() - start
-    close_all(taken, count)
-    return took
-
-
-def drain_accept4(count: int) -> int:
-    return drain_engine(count, "accept4")
-
-
 def drain_one(count: int) -> int:
     taken = []
     with harken.listen("127.0.0.1:0") as listeners:
@@ -120,8 +104,6 @@ if __name__ == "__main__":
             "steps": steps,
             "drain_many": drain_many,
             "drain_many_nonblocking": drain_many,  # they are
-            "drain_engine": drain_engine,
-            "drain_accept4": drain_accept4,
             "drain_one": drain_one,
         }
     )

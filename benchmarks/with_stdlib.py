@@ -84,8 +84,6 @@ if __name__ == "__main__":
             "steps": listen_close,
             "drain_many": drain,
             "drain_many_nonblocking": drain_nonblocking,
-            "drain_engine": drain_nonblocking,
-            "drain_accept4": drain_nonblocking,
             "drain_one": drain,
         }
     )

@@ -1273,3 +1273,20 @@ def test_a_thread_that_waits_ends_with_the_server() -> None:
 def test_importing_harken_does_not_import_asyncio() -> None:
     python("import harken, sys; assert 'asyncio' not in sys.modules; import harken.asyncio")
     assert os.path.basename(asyncio.__file__) == "__init__.py"
+
+
+def test_a_server_that_python_ends_with() -> None:
+    """Modules are gone by then, and cannot be imported."""
+    import subprocess
+
+    from wire import CHILD_ENVIRONMENT
+
+    code = """
+import asyncio, harken.asyncio
+loop = asyncio.new_event_loop()
+server = loop.run_until_complete(harken.asyncio.create_server(asyncio.Protocol, "127.0.0.1", 0))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

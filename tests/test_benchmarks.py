@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -23,8 +24,6 @@ CASES = {
     "steps",
     "drain_many",
     "drain_many_nonblocking",
-    "drain_engine",
-    "drain_accept4",
     "drain_one",
     "import",
 }
@@ -59,12 +58,6 @@ def rows(program: str, *arguments: str) -> list[list[str]]:
     return [[cell.strip() for cell in line[1:]] for line in lines[2:]]
 
 
-@pytest.mark.skipif(not LINUX, reason="the clients wait with epoll")
-def test_a_burst_against_every_server() -> None:
-    found = rows("burst.py", "--rounds", "1", "--count", "20")
-    assert [len(figures) for figures in found] == [4] * 6
-
-
 @pytest.mark.skipif(find_spec("uvicorn") is None, reason="uvicorn is not installed")
 @pytest.mark.skipif(not LINUX, reason="a descriptor is handed over")
 def test_every_way_to_hand_a_socket_to_uvicorn() -> None:
@@ -75,16 +68,26 @@ def test_every_way_to_hand_a_socket_to_uvicorn() -> None:
 
 @pytest.mark.skipif(not LINUX, reason="the program in C is measured on Linux")
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
-@pytest.mark.skipif(LINUX and len(os.sched_getaffinity(0)) < 2, reason="one core for the server, one for the load")
-def test_every_server_for_short_connections(tmp_path: Path) -> None:
-    file = tmp_path / "samples.json"
-    arguments = ["--rounds", "2", "--count", "20", "--at-once", "5", "--json", str(file)]
-    printed = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "short.py"), *arguments], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    samples = json.loads(file.read_text("utf-8"))
-    assert {"C, epoll", "asyncio", "harken.asyncio on asyncio", "harken.Acceptor, iterated"} <= set(samples)
-    for measured in samples.values():
-        assert len(measured) == 2
-        assert all(cpu >= 0 and rate > 0 for cpu, rate in measured)
-    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 2 + len(samples)
+@pytest.mark.skipif(LINUX and len(os.sched_getaffinity(0)) < 2, reason="one core for the servers, one for the clients")
+@pytest.mark.timeout(180)
+def test_every_case_of_accepting(tmp_path: Path) -> None:
+    file, chart = tmp_path / "samples.json", tmp_path / "chart.svg"
+    command = [sys.executable, str(BENCHMARKS / "accepting.py"), "--quick", "--json", str(file), "--svg", str(chart)]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True).stdout
+
+    results = {result["case"]: result["samples"] for result in json.loads(file.read_text("utf-8"))["results"]}
+    assert set(results) == {"drain_few", "drain_many", "short", "burst", "starved", "listeners", "open"}
+    for case, samples in results.items():
+        always = {"C, epoll and accept4", "harken, accept4"} if case not in ("burst", "starved") else set()
+        assert {"harken on asyncio", "asyncio"} | always <= set(samples)
+        assert all(number >= 0 for found in samples.values() for one in found for number in one.values())
+    for name, (found,) in results["starved"].items():
+        kept, shed = (100, 50) if name.endswith("shed") else (150, 0)
+        if name.startswith("harken"):
+            assert (found["served afterwards"], found["closed"]) == (kept, shed)
+
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(rows) == sum(2 + len(samples) for samples in results.values())
+    drawn = [element.text for element in ET.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
+    assert drawn.count("harken on asyncio") == 4
+    assert chart.stat().st_size < 20000

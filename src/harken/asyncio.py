@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
@@ -322,8 +323,6 @@ class Server(asyncio.AbstractServer):
     def __del__(self) -> None:
         # The loop was closed while this served, or it never served.
         if getattr(self, "_listeners", None) is not None:
-            import warnings
-
             warnings.warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._stop()
 

@@ -1,5 +1,5 @@
-/* The load: short_load PORT CONNECTIONS AT_ONCE. Connects, writes, reads, closes; keeps AT_ONCE going. Prints the
-   nanoseconds that all took. */
+/* The load of accepting.py: accepting_load CONNECTIONS AT_ONCE PORT... Connects, to the ports in turn, writes, reads,
+   closes; keeps AT_ONCE going. Prints the nanoseconds that all took. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -9,14 +9,17 @@
 #include <time.h>
 #include <unistd.h>
 
-static struct sockaddr_in name = {.sin_family = AF_INET};
+static int ports, port[1024];
 
 static int begin(int set)
 {
+    static int turn;
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct epoll_event event = {.events = EPOLLIN};
     struct linger hard = {1, 0}; /* a reset: thousands in TIME_WAIT would use up the ports */
     int fd = socket(AF_INET, SOCK_STREAM, 0);
 
+    name.sin_port = htons(port[turn++ % ports]);
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof(hard));
     if (fd < 0 || connect(fd, (struct sockaddr *)&name, sizeof(name)) || write(fd, "0123456789abcdef", 16) != 16)
         return -1;
@@ -31,12 +34,12 @@ int main(int count, char **arguments)
     char data[64];
     int set = epoll_create1(0), wanted, at_once, begun = 0, ended = 0;
 
-    if (count != 4)
+    if (count < 4 || count > 1000)
         return 2;
-    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    name.sin_port = htons(atoi(arguments[1]));
-    wanted = atoi(arguments[2]);
-    at_once = atoi(arguments[3]);
+    wanted = atoi(arguments[1]);
+    at_once = atoi(arguments[2]);
+    for (ports = 0; ports < count - 3; ports++)
+        port[ports] = atoi(arguments[ports + 3]);
     clock_gettime(CLOCK_MONOTONIC, &from);
     for (; begun < at_once && begun < wanted; begun++)
         if (begin(set))
