@@ -1,9 +1,13 @@
-"""No test leaves a socket open, and what Wine lacks is counted."""
+"""No test leaves a socket open, and what Wine lacks is counted. Where pytest-run-parallel runs each test in several
+threads at once (.ci/nogil), each thread has fixtures of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             what = lacks.get(item.name) or lacks.get(item.name.partition("[")[0])
             if what:
                 item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
+    for item in items:
+        if isinstance(item, pytest.Function):
+            own = set(item.fixturenames) & getattr(item.module, "EACH_THREAD", {}).keys()
+            if own and int(item.config.getoption("parallel_threads", 1)) > 1:
+                item.obj = with_its_own(item.obj, {name: item.module.EACH_THREAD[name] for name in own})
+
+
+def with_its_own(test: Callable[..., None], makers: dict[str, Any]) -> Callable[..., None]:
+    """The test with fixtures that are made where it runs: the makers are what the fixtures themselves are made by."""
+
+    @functools.wraps(test)
+    def inner(*args: Any, **fixtures: Any) -> None:
+        with contextlib.ExitStack() as stack:
+            test(*args, **fixtures | {name: stack.enter_context(make()) for name, make in makers.items()})
+
+    return inner
 
 
 @pytest.fixture(autouse=True)

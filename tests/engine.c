@@ -551,11 +551,26 @@ static answer_t THREAD serve(void *with)
     return 0;
 }
 
+/* wake() needs no lock, all else has it. */
+static answer_t THREAD disturb(void *with)
+{
+    work_t *work = (work_t *)with;
+    int n;
+    for (n = 0; n < 300 && !net_get(&work->ended); n++) {
+        net_engine_wake(work->engine);
+        net_lock(&work->lock);
+        CHECK(net_engine_timer(work->engine, 1) == 0);
+        net_unlock(&work->lock);
+        net_yield();
+    }
+    return 0;
+}
+
 static void many_threads(void)
 {
     enum { THREADS = 8 };
     net_socket_t listener = listen_somewhere(), clients[MANY];
-    thread_t threads[THREADS];
+    thread_t threads[THREADS + 1];
     work_t work = {0};
     double until;
     int n, round;
@@ -563,6 +578,7 @@ static void many_threads(void)
     work.engine = armed(&listener, 1);
     for (n = 0; n < THREADS; n++)
         begin(&threads[n], serve, &work);
+    begin(&threads[THREADS], disturb, &work);
     for (round = 1; round <= 5; round++) {
         connect_to(listener, 60, clients);
         for (until = soon(); net_get(&work.taken) < 60 * round && net_monotonic() < until;) {
@@ -576,11 +592,48 @@ static void many_threads(void)
         close_all(60, clients);
     }
     net_lock(&work.lock);
+    net_engine_remove(work.engine, 0);
+    CHECK(net_close(listener) == 0);
     net_swap(&work.ended, 1);
     net_engine_stop(work.engine);
     net_unlock(&work.lock);
-    for (n = 0; n < THREADS; n++)
+    for (n = 0; n <= THREADS; n++)
         end(threads[n]);
+    net_engine_close(work.engine);
+}
+
+static answer_t THREAD wake_often(void *with)
+{
+    work_t *work = (work_t *)with;
+    int n;
+    for (n = 0; n < 300; n++)
+        net_engine_wake(work->engine);
+    net_add(&work->ended, 1);
+    return 0;
+}
+
+/* Neither is a wake() lost for good, nor does one stay that calm() cannot end. */
+static void wake_meets_calm(void)
+{
+    enum { THREADS = 3 };
+    net_socket_t listener = listen_somewhere();
+    thread_t threads[THREADS];
+    work_t work = {0};
+    int n, round;
+    work.engine = armed(&listener, 1);
+    for (round = 0; round < 3; round++) {
+        work.ended = 0;
+        for (n = 0; n < THREADS; n++)
+            begin(&threads[n], wake_often, &work);
+        while (net_get(&work.ended) < THREADS)
+            net_engine_calm(work.engine);
+        for (n = 0; n < THREADS; n++)
+            end(threads[n]);
+        net_engine_calm(work.engine);
+        CHECK(waits(work.engine, BRIEF) == NET_TIMED_OUT);
+        net_engine_wake(work.engine);
+        CHECK(waits(work.engine, SOON) == NET_WOKEN);
+    }
     net_engine_close(work.engine);
     CHECK(net_close(listener) == 0);
 }
@@ -652,6 +705,7 @@ int main(int count, char **names)
         a_thread_may_end(0);
         a_thread_may_end(1);
         many_threads();
+        wake_meets_calm();
 #ifdef _WIN32
         with_a_completion_port_of_others();
 #endif

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ class Poison:
 
     def __init__(self, library: Path, room: Path) -> None:
         self.library = library
-        self.report = room / "report"
+        self.room = room
 
     def run(
         self, program: str, *, poison: str = "", hosts: str = "", setup: str | None = None, timeout: float = 30
@@ -71,13 +72,13 @@ class Poison:
         command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", PREAMBLE + textwrap.dedent(program)]
         if setup is not None:
             command = in_namespace(command, setup)
-        self.report.unlink(missing_ok=True)
+        told = Path(tempfile.mkdtemp(dir=self.room)) / "report"
         environment = {
             **os.environ,
             "LD_PRELOAD": str(self.library),
             "POISON": poison,
             "POISON_HOSTS": hosts,
-            "POISON_REPORT": str(self.report),
+            "POISON_REPORT": str(told),
         }
         child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
         assert child.returncode == 0, child.stderr
@@ -85,7 +86,7 @@ class Poison:
         said: dict[str, Any] = {}
         for line in child.stdout.splitlines():
             said |= json.loads(line)
-        lines = [line.split() for line in self.report.read_text().splitlines()]
+        lines = [line.split() for line in told.read_text().splitlines()]
         calls = {name: int(number) for name, number, _ in lines}
         return Report(said, calls, {name: int(number) for name, _, number in lines})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,6 +46,9 @@ EBADF = 10038 if WINDOWS else errno.EBADF
 def listener() -> Iterator[harken.Socket]:
     with listening(backlog=1024) as sock:
         yield sock
+
+
+EACH_THREAD = {"listener": functools.partial(listening, backlog=1024)}  # see conftest.py
 
 
 # ---------------------------------------------------------------------- what is taken
@@ -819,7 +824,7 @@ if __name__ == "__main__":
 
 @linux_only
 def test_close_does_not_wait_for_ever_for_a_connect_to_a_full_unix_socket() -> None:
-    path = f"\0harken-full-{os.getpid()}"
+    path = f"\0harken-full-{threading.get_native_id()}"
     with harken.Socket(harken.AF_UNIX) as listener, harken.Socket(harken.AF_UNIX) as first:
         listener.bind(path)
         listener.listen(0)

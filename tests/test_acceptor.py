@@ -69,8 +69,17 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def listeners() -> Iterator[harken.Listeners]:
+    with one_listener() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def one_listener() -> Iterator[harken.Listeners]:
     with harken.listen("127.0.0.1:0", backlog=1024) as made:
         yield made
+
+
+EACH_THREAD = {"listeners": one_listener}  # see conftest.py
 
 
 def reset(client: socket.socket) -> None:
@@ -231,11 +240,12 @@ def test_many_listeners(engine: str) -> None:
 
 def test_an_accepted_socket_is_small(listeners: harken.Listeners, engine: str) -> None:
     with listeners.acceptor(engine=engine) as acceptor, clients(listeners[0].address, 2), next(acceptor) as first:
-        assert sys.getsizeof(first) <= 128
+        most = 112 + object.__basicsize__  # where there is no GIL, every object has 16 bytes more
+        assert sys.getsizeof(first) <= most
         assert not gc.is_tracked(first)
         assert not hasattr(first, "__dict__")
         with taken_in_time(acceptor, 1)[0] as second:
-            assert sys.getsizeof(second) <= 128
+            assert sys.getsizeof(second) <= most
 
 
 # ---------------------------------------------------------------------- how it waits, and for what a loop polls
@@ -260,6 +270,7 @@ def test_wait_says_whether_there_is_something(listeners: harken.Listeners, engin
         assert acceptor.wait() is False
 
 
+@pytest.mark.thread_unsafe(reason="polls a number that is closed meanwhile, and could be another test's")
 def test_a_loop_can_poll_it(listeners: harken.Listeners, engine: str) -> None:
     with listeners.acceptor(engine=engine) as acceptor:
         if not POLLABLE[engine]:

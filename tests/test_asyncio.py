@@ -84,8 +84,9 @@ WAYS = [
 
 
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+def way(request: pytest.FixtureRequest) -> Way:
     if request.param == "any":
+        monkeypatch = request.getfixturevalue("monkeypatch")  # not always: what patches runs in one thread
         monkeypatch.setattr("harken._transport._makes_transports", lambda loop: False)  # noqa: ARG005
     return Way(request.param)
 
@@ -766,11 +767,15 @@ def test_a_connection_that_becomes_tls_goes_on_counting(
 def test_no_more_are_open_than_may_be_and_all_are_served(way: Way) -> None:
     async def test() -> None:
         open_now = most = 0
+        full = asyncio.Event()
 
         async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal open_now, most
             open_now += 1
             most = max(most, open_now)
+            if open_now == 5:
+                full.set()
+            await full.wait()  # however quick the server is
             await echo(reader, writer)
             open_now -= 1
 
@@ -928,11 +933,15 @@ def test_a_thousand_resets_while_the_loop_is_busy(way: Way) -> None:
                 await asyncio.sleep(0)
             assert await ask(address) == b"hello"
             await until(lambda: server.acceptor.stats().open == 0)  # type: ignore[union-attr]
+        # Without a GIL the garbage collector may get to the future of a StreamReaderProtocol before it gets to that,
+        # which would have looked at it: so it is with asyncio's own server, too.
+        told = [context for context in told if context["message"] != "Future exception was never retrieved"]
         assert [context for context in told if "exception" in context] == []
 
     way.run(test)
 
 
+@pytest.mark.thread_unsafe(reason="counts the sockets of the process")
 def test_a_factory_that_fails_closes_its_connection_and_nothing_else(way: Way) -> None:
     async def test() -> None:
         told = caught(asyncio.get_running_loop())

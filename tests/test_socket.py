@@ -1084,7 +1084,7 @@ def test_a_name_that_is_no_utf8_survives(kind: Kind, tmp_path: Path, monkeypatch
 
 @linux_only
 def test_abstract_names(kind: Kind) -> None:
-    name = f"\0harken-{os.getpid()}-{kind.__module__}"
+    name = f"\0harken-{threading.get_native_id()}-{kind.__module__}"
     for address in (name, name.encode(), name + "\0with another NUL", name.ljust(108, "x")):
         with kind(socket.AF_UNIX) as listener, kind(socket.AF_UNIX) as client:
             listener.bind(address)

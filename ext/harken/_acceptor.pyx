@@ -8,7 +8,9 @@ before, through a watch_t: the engine forgets the handle before anybody else can
 
 Locking. `gauge.lock` is over the engine (all of its calls but wait and wake) and the acceptor's state; it is held for
 one batch at the most, and nobody who has it wants the GIL, so it may be waited for with the GIL. `calls` counts the
-threads in net_engine_wait(); the last one to leave a closed acceptor closes the engine.
+threads in net_engine_wait(); the last one to leave a closed acceptor closes the engine. Without a GIL, `shut`, `calls`,
+`sockets` and `ready` change in the acceptor's critical section, and a listener's list of watchers in the listener's;
+`gauge.lock` may be taken in either, never the other way round.
 
 Forks. The child of a fork must not touch the parent's engine, for an epoll set is shared with it, and the number of a
 kqueue is a stranger's: the first use makes a new one.
@@ -107,12 +109,13 @@ cdef void gone(watch_t *watch) noexcept:
     """A listener is about to be closed or given away."""
     cdef node_t *node = <node_t *>watch
     cdef gauge_t *gauge = node.gauge
-    node.socket = NULL
     if gauge.forks != forks():
+        node.socket = NULL
         return
     c.net_lock(&gauge.lock)
     if gauge.engine != NULL:
         forget(gauge, node.index)
+    node.socket = NULL  # from now on give_back() does not wait for us
     c.net_unlock(&gauge.lock)
 
 
@@ -147,9 +150,8 @@ cdef class Accepted(Socket):
             count_down(gauge, 1)
             unreference(gauge, 1)
 
-    @cython.critical_section
-    cdef net_socket_t let_go(self, bint nudge) noexcept:
-        cdef net_socket_t handle = Socket.let_go(self, nudge)
+    cdef net_socket_t part_with(self, bint nudge) noexcept:
+        cdef net_socket_t handle = Socket.part_with(self, nudge)
         if not nudge and handle != c.NET_INVALID and self.gauge != NULL:
             # Given away open: it is counted until Acceptor.release().
             c.net_add(&self.gauge.given, 1)
@@ -184,6 +186,8 @@ cdef class Acceptor:
             pool.submit(serve, connection)
 
         loop.add_reader(acceptor.fileno(), ...)  # a loop: calls accept_many(), which never blocks
+
+    Any number of threads may use one acceptor, also by iteration: what one of them took is for all that wait.
 
     ``listeners`` are a `Socket`, or any number of them, that listen; they are borrowed, and taken from in turns. One
     that is closed or given away is left out from then on; with the last one the acceptor ends, as by close().
@@ -272,8 +276,7 @@ cdef class Acceptor:
         if error == 0:
             error = c.net_socket((<Socket>self.sockets[0]).family, c.SOCK_STREAM, 0, &self.reserve)
         if error == 0:
-            made.room = self.room()
-            error = c.net_engine_arm(made, True)
+            error = self.begin(made)
         if error:
             if made != NULL:
                 c.net_engine_close(made)
@@ -284,7 +287,6 @@ cdef class Acceptor:
                 if engine is not None:
                     failure.add_note(f"the engine {engine!r} cannot be had here")
                 raise
-        self.gauge.engine = made
         self.name = made.name
         self.begun = True
         self.shut = False
@@ -296,6 +298,10 @@ cdef class Acceptor:
             left.pop().close()  # nobody can ask for them any more
 
     def __dealloc__(self):
+        if self.gauge == NULL:
+            return  # there was no memory for it
+        if self.gauge.forks != forks():
+            c.net_lock_init(&self.gauge.lock)  # a thread of the parent may have had it
         self.give_back()
         if self.gauge.engine != NULL:
             if self.gauge.forks == forks():
@@ -349,34 +355,49 @@ cdef class Acceptor:
         self.count = <int>len(listeners)
         for n in range(self.count):
             listener = <Socket>listeners[n]
-            listener.set_blocks(False)
             self.nodes[n].watch.gone = gone
-            self.nodes[n].watch.next = listener.watchers
-            self.nodes[n].socket = <PyObject *>listener
             self.nodes[n].gauge = self.gauge
             self.nodes[n].index = n
-            listener.watchers = &self.nodes[n].watch
+            with cython.critical_section(listener):
+                listener.set_blocks(False)
+                if listener.handle == c.NET_INVALID:
+                    continue  # closed by another thread, since we looked: left out
+                self.nodes[n].watch.next = listener.watchers
+                self.nodes[n].socket = <PyObject *>listener
+                listener.watchers = &self.nodes[n].watch
         return 0
 
     cdef void give_back(self) noexcept:
         """Nobody watches the listeners any more, and the reserve is free."""
         cdef watch_t **at
         cdef int n
+        cdef PyObject *watched
+        cdef Socket listener
         for n in range(self.count):
-            if self.nodes[n].socket == NULL:
+            c.net_lock(&self.gauge.lock)
+            watched = self.nodes[n].socket
+            c.net_unlock(&self.gauge.lock)
+            if watched == NULL:
                 continue
-            at = &(<Socket>self.nodes[n].socket).watchers
-            while at[0] != NULL and at[0] != &self.nodes[n].watch:
-                at = &at[0].next
-            if at[0] != NULL:
-                at[0] = at[0].next
-            self.nodes[n].socket = NULL
+            listener = <Socket>watched
+            with cython.critical_section(listener):
+                at = &listener.watchers
+                while at[0] != NULL and at[0] != &self.nodes[n].watch:
+                    at = &at[0].next
+                if at[0] != NULL:
+                    at[0] = at[0].next
+                self.nodes[n].socket = NULL
         self.count = 0
         PyMem_Free(self.nodes)
         self.nodes = NULL
+        self.drop_reserve()
+
+    cdef void drop_reserve(self) noexcept:
+        c.net_lock(&self.gauge.lock)
         if self.reserve != c.NET_INVALID:
             c.net_close(self.reserve)
             self.reserve = c.NET_INVALID
+        c.net_unlock(&self.gauge.lock)
 
     cdef int open(self, net_engine_t **made) noexcept:
         """The engine, for the listeners that are left."""
@@ -393,6 +414,20 @@ cdef class Acceptor:
                     handles[n] = (<Socket>self.nodes[n].socket).handle
             error = c.net_engine_open(name, handles, self.count, made)
             PyMem_Free(handles)
+        return error
+
+    cdef int begin(self, net_engine_t *made) noexcept:
+        cdef int n, error
+        c.net_lock(&self.gauge.lock)
+        self.gauge.engine = made  # from here on gone() tells it
+        for n in range(self.count):
+            if self.nodes[n].socket == NULL:
+                forget(self.gauge, n)  # closed by another thread, since we looked
+        made.room = self.room()
+        error = c.net_engine_arm(made, True)
+        if error:
+            self.gauge.engine = NULL
+        c.net_unlock(&self.gauge.lock)
         return error
 
     # ------------------------------------------------------------------ with the lock
@@ -595,6 +630,11 @@ cdef class Acceptor:
         self.ready[:0] = found
         return 0
 
+    @cython.critical_section
+    cdef tuple borrowed(self):
+        """The listeners. Without a GIL nobody may look at them while finish() puts others in their place."""
+        return self.sockets
+
     cdef int share_out(self) except -1:
         """What one thread has taken is for all: the next one that sleeps, or a loop that polls, is told of the rest."""
         cdef int error
@@ -622,7 +662,7 @@ cdef class Acceptor:
             if self.shut:
                 return found or None
             self.usable()
-            sockets = self.sockets
+            sockets = self.borrowed()
             part = min(wished - <int>len(found), CHUNK)
             with nogil:
                 error = self.grab_locked(part, nonblocking, taken, where, &count, &obstacle)
@@ -730,15 +770,11 @@ cdef class Acceptor:
 
     cdef int log(self, int error) except -1:
         cdef double now = c.net_monotonic()
-        if now - self.logged < 1:
-            return 0
-        self.logged = now
-        # The first line imports logging, which opens files.
-        c.net_lock(&self.gauge.lock)
-        if self.reserve != c.NET_INVALID:
-            c.net_close(self.reserve)
-            self.reserve = c.NET_INVALID
-        c.net_unlock(&self.gauge.lock)
+        with cython.critical_section(self):
+            if now - self.logged < 1:
+                return 0
+            self.logged = now
+        self.drop_reserve()  # the first line imports logging, which opens files
         try:
             c.net_raise(error)
         except OSError as failure:
@@ -803,10 +839,10 @@ cdef class Acceptor:
 
     @cython.critical_section
     cdef net_engine_t *enter(self) except? NULL:
-        if self.shut:
-            return NULL
         if self.gauge.forks != forks():
             self.begin_again()
+        if self.shut:
+            return NULL
         self.calls += 1
         return self.gauge.engine
 
@@ -836,7 +872,10 @@ cdef class Acceptor:
         if self.shut:
             return -1
         self.usable()
-        error = c.net_engine_fileno(self.gauge.engine, &handle)
+        with cython.critical_section(self):
+            if self.gauge.engine == NULL:
+                return -1  # closed by another thread, since we looked
+            error = c.net_engine_fileno(self.gauge.engine, &handle)
         if error:
             try:
                 c.net_raise(error)
@@ -873,6 +912,7 @@ cdef class Acceptor:
         if error:
             self.overloaded(error)
 
+    @cython.critical_section
     def release(self, n=1):
         """``n`` connections that were given away with detach() or to_socket() are closed: they count no more."""
         cdef int count = at_least_one(n, "n")
@@ -893,11 +933,12 @@ cdef class Acceptor:
         cdef int where[CHUNK]
         cdef int count = 0, obstacle
         cdef list left = []
-        cdef tuple sockets = self.sockets
+        cdef tuple sockets
         if self.gauge.forks != forks():
             self.leave_to_parent()
         if not self.must_close():
             return
+        sockets = self.sockets  # they stay until we leave
         if self.gauge.engine != NULL:
             while True:
                 self.grab_locked(CHUNK, False, taken, where, &count, &obstacle)
@@ -978,7 +1019,8 @@ cdef class Acceptor:
         cdef net_engine_t *made = NULL
         cdef gauge_t *gauge = self.gauge
         cdef int error
-        if gauge.forks == forks():
+        cdef list left
+        if gauge.forks == forks() or self.shut:
             return 0  # another thread was here
         error = self.open(&made)
         if error:
@@ -987,6 +1029,8 @@ cdef class Acceptor:
         c.net_engine_abandon(gauge.engine)
         c.net_lock_init(&gauge.lock)
         gauge.engine = made
+        left = self.ready[:]
+        del self.ready[:]  # before anybody else takes this acceptor for ours
         self.name = made.name
         gauge.forks = forks()
         self.calls = 0
@@ -995,7 +1039,8 @@ cdef class Acceptor:
         if made.left == 0:
             gauge.ended = 1
             c.net_engine_stop(made)
-        self.leave_to_parent()
+        while left:
+            left.pop().close()
         error = self.refresh()
         if error:
             self.overloaded(error)
@@ -1032,6 +1077,7 @@ cdef class Acceptor:
         failed = {failures.error[n]: failures.count[n] for n in range(c.NET_FAILURES) if failures.count[n]}
         return AcceptorStats(accepted, open, high, shedded, failed, pauses, paused, self.kind())
 
+    @cython.critical_section
     cdef str kind(self):
         if self.gauge.engine == NULL:
             return self.name.decode() if self.name != NULL else ""
@@ -1041,13 +1087,15 @@ cdef class Acceptor:
 
     def __repr__(self):
         cdef int n, left = 0
+        cdef str kind = self.kind()
         cdef long open = c.net_get(&self.gauge.open)
         if self.shut:
             return f"<harken.Acceptor closed, {open} open>"
-        for n in range(self.count):
-            left += self.nodes[n].socket != NULL
+        with cython.critical_section(self):
+            for n in range(self.count):
+                left += self.nodes[n].socket != NULL
         paused = ", paused" if self.reasons else ""
-        return f"<harken.Acceptor {self.kind()}, {left} listener{'' if left == 1 else 's'}, {open} open{paused}>"
+        return f"<harken.Acceptor {kind}, {left} listener{'' if left == 1 else 's'}, {open} open{paused}>"
 
 
 cdef void count_failure(net_failures_t *failures, int error, unsigned long long count) noexcept nogil:

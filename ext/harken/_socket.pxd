@@ -36,6 +36,7 @@ cdef class Socket:
     cdef void drop_waker(self) noexcept
     cdef void forget_other_process(self) noexcept
     cdef net_socket_t let_go(self, bint nudge) noexcept
+    cdef net_socket_t part_with(self, bint nudge) noexcept
     cdef int shut(self) noexcept
     cdef void tell_watchers(self) noexcept
     cdef int closed(self) except -1

@@ -6,6 +6,10 @@ flight, waits for them, and closes last: Winsock forbids closing a socket under 
 already belong to somebody else. A call that finds its socket closed when it comes back raises EBADF. Signal handlers
 run outside that count, so a handler may close the very socket that its thread was waiting on.
 
+Threads without a GIL. Calls that cannot wait are made in a critical section of the socket, as are enter(), leave() and
+let_go(): between the look at the handle and the call nobody can close it, and give the number to a stranger. What is
+read outside of one is a single number, and a hint at most.
+
 How a wait is made. On POSIX a blocking connection waits in its own system call, as a C program would. accept() waits in
 poll() on a non-blocking listener and a waker, because nothing else can be woken by close() without harm to the
 processes that share the listener. On Windows every handle is non-blocking, and every wait is net_wait().
@@ -92,15 +96,18 @@ cdef class Socket:
                     self.end()
         return error
 
+    @cython.critical_section
     cdef int bind_to(self, const sockaddr *address, net_length_t length) noexcept:
         return c.net_last_error() if c.bind(self.handle, address, length) != 0 else 0
 
+    @cython.critical_section
     cdef int hold(self, int backlog) noexcept:
         """After bind(2), for a listen(2) that comes later."""
         cdef int error = c.net_hold(self.handle, self.family, True)
         self.held, self.wished = error == 0, backlog
         return error
 
+    @cython.critical_section
     cdef int listen_for(self, int backlog) noexcept:
         cdef int error
         if self.held:
@@ -163,6 +170,10 @@ cdef class Socket:
     @cython.critical_section
     cdef net_socket_t let_go(self, bint nudge) noexcept:
         """Takes the handle away and wakes whoever waits on it. If calls are in flight, `idle` is there to wait for."""
+        return self.part_with(nudge)
+
+    cdef net_socket_t part_with(self, bint nudge) noexcept:
+        """let_go() for whoever is in the critical section already: to enter it twice means to leave it between."""
         cdef net_socket_t handle = self.handle
         if handle == c.NET_INVALID:
             return handle
@@ -185,7 +196,8 @@ cdef class Socket:
         return handle
 
     cdef void tell_watchers(self) noexcept:
-        """The handle is about to be closed or given away. It does not hand over the GIL."""
+        """The handle is about to be closed or given away. It does not hand over the GIL; and whoever shares the socket
+        is in its critical section."""
         cdef watch_t *watcher
         while self.watchers != NULL:
             watcher = self.watchers
@@ -210,6 +222,7 @@ cdef class Socket:
         self.blocks = on
         return 0
 
+    @cython.critical_section
     cdef int must_not_block(self) except -1:
         """For accept(2), which has no MSG_DONTWAIT, and from which close() could not wake a thread. Duplicates and
         other processes share the mode and may have changed it; an ioctl() costs less than a poll() before each."""
@@ -260,6 +273,8 @@ cdef class Socket:
         cdef int error
         if self.forks != forks():
             self.forget_other_process()  # before it is asked whether there is a waker: it has the parent's
+        if self.handle == c.NET_INVALID:
+            return c.net_raise(c.NET_EBADF)  # nobody would close it
         if not self.has_waker:
             error = c.net_waker_open(&self.waker)
             if error:
@@ -281,10 +296,19 @@ cdef class Socket:
         """
         cdef net_address_t to
         cdef net_length_t length = 0
+        cdef net_socket_t handle
         cdef int error
         self.must_be_open()
         locate(address, self.family, &to, &length, "bind()")
-        error = self.bind_to(&to.any, length)
+        if self.family == c.AF_UNIX:
+            self.enter(False, &handle)
+            with nogil:  # the way to a path may lead through a file system that is far away
+                error = c.net_last_error() if c.bind(handle, &to.any, length) != 0 else 0
+            self.leave(False)
+            if self.handle == c.NET_INVALID:
+                self.closed()
+        else:
+            error = self.bind_to(&to.any, length)
         if error:
             c.net_raise(error)
 
@@ -467,8 +491,9 @@ cdef class Socket:
         if not self.ready(c.POLLOUT, deadline, False):
             return TIMED_OUT
         error = 0
-        if c.getsockopt(self.handle, c.SOL_SOCKET, c.SO_ERROR, <char *>&error, &size) != 0:
-            error = c.net_last_error()
+        with cython.critical_section(self):
+            if c.getsockopt(self.handle, c.SOL_SOCKET, c.SO_ERROR, <char *>&error, &size) != 0:
+                error = c.net_last_error()
         return 0 if error == c.NET_EISCONN else error
 
     cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1:
@@ -628,6 +653,7 @@ cdef class Socket:
 
     # ------------------------------------------------------------------ names, options, modes
 
+    @cython.critical_section
     def shutdown(self, how):
         """shutdown(2): SHUT_RD, SHUT_WR or SHUT_RDWR."""
         cdef int sides = int_of(how, "how")
@@ -643,6 +669,7 @@ cdef class Socket:
         """The address at the other end: getpeername(2)."""
         return self.name(True)
 
+    @cython.critical_section
     cdef object name(self, bint of_peer):
         cdef net_address_t address
         cdef net_length_t length = sizeof(address)
@@ -657,6 +684,7 @@ cdef class Socket:
             c.net_raise(c.net_last_error())
         return decode(&address.any, min(length, sizeof(address)))
 
+    @cython.critical_section
     def getsockopt(self, level, optname, Py_ssize_t buflen=0):
         """An option as a number, or as ``buflen`` bytes: getsockopt(2)."""
         cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
@@ -676,6 +704,7 @@ cdef class Socket:
             c.net_raise(c.net_last_error())
         return bytes(data[:size])
 
+    @cython.critical_section
     def setsockopt(self, level, optname, value, optlen=None):
         """Sets an option to a number, to bytes, or to None with a length: setsockopt(2)."""
         cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
@@ -707,6 +736,7 @@ cdef class Socket:
         """``settimeout(None)`` for a true flag, ``settimeout(0)`` for a false one."""
         self.settimeout(None if flag else 0)
 
+    @cython.critical_section
     def settimeout(self, value):
         """How long a call may wait, in seconds; None for ever, 0 not at all."""
         cdef double seconds = -1
@@ -735,6 +765,7 @@ cdef class Socket:
         """False when the timeout is 0."""
         return self.seconds != 0
 
+    @cython.critical_section
     def get_inheritable(self):
         """Would a child process have this socket too?"""
         cdef int on = 0, error
@@ -744,6 +775,7 @@ cdef class Socket:
             c.net_raise(error)
         return bool(on)
 
+    @cython.critical_section
     def set_inheritable(self, bint inheritable):
         """Whether child processes have this socket too."""
         cdef int error
@@ -787,6 +819,7 @@ cdef class Socket:
         self.handle = handle
         return 0
 
+    @cython.critical_section
     def dup(self):
         """A second socket on the same connection: dup(2), on Windows WSADuplicateSocketW(). Not inheritable."""
         cdef net_socket_t copy = c.NET_INVALID
@@ -824,8 +857,9 @@ cdef class Socket:
             patience = 1000000 if self.family == c.AF_UNIX else -1
             with nogil:
                 c.PyThread_acquire_lock_timed(idle, patience, 0)
-            self.idle = NULL
-            c.PyThread_free_lock(idle)
+            with cython.critical_section(self):  # whoever released it may still be about to
+                self.idle = NULL
+                c.PyThread_free_lock(idle)
         if self.listens:
             error = c.net_close(handle)  # never waits, and takes less time than to hand the GIL over
         else:
@@ -834,6 +868,7 @@ cdef class Socket:
         # A peer that reset the connection is no failure of ours to close it.
         return 0 if error == c.NET_ECONNRESET else error
 
+    @cython.critical_section
     def detach(self):
         """Gives the handle away, open, in the mode that the timeout says; this object is closed. -1 when it was."""
         cdef net_socket_t handle
@@ -844,7 +879,7 @@ cdef class Socket:
             c.net_blocking(self.handle, True)
         else:
             self.set_blocks(self.seconds < 0)
-        handle = self.let_go(False)
+        handle = self.part_with(False)
         return handle
 
     def to_socket(self):
@@ -854,6 +889,8 @@ cdef class Socket:
         cdef net_socket_t handle
         self.must_be_open()
         handle = self.let_go(False)
+        if handle == c.NET_INVALID:
+            self.closed()  # by another thread, since we looked
         try:
             # The protocol is told, not asked for: asyncio reads it to decide about TCP_NODELAY.
             made = socket(self.family, self.type, self.proto, fileno=handle)
@@ -955,9 +992,10 @@ def close_each(sockets):
 def state_of(Socket sock not None):
     """``closed``, ``listening`` or ``bound``, as the system tells it."""
     cdef int error, listening = 0
-    if sock.handle == c.NET_INVALID:
-        return "closed"
-    error = c.net_listening(sock.handle, &listening)
+    with cython.critical_section(sock):
+        if sock.handle == c.NET_INVALID:
+            return "closed"
+        error = c.net_listening(sock.handle, &listening)
     if error:
         c.net_raise(error)
     return "listening" if listening else "bound"

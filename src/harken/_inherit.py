@@ -7,6 +7,7 @@ it from then on; after an error nothing has changed hands, and the socket is as 
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 from contextlib import suppress
 from errno import EINVAL
 
@@ -84,6 +85,7 @@ def _fail(step: str, address: str, reason: OSError | str) -> NoReturn:
 
 _passed: list[tuple[str, int]] = []  # what systemd passed to this process: names and descriptors
 _taken: set[int] = set()  # those that somebody has
+_choosing = allocate_lock()  # so that of two threads only one has it
 
 
 def from_systemd(*names: str) -> Listeners:
@@ -133,15 +135,16 @@ def _must_be_new(fd: int, taken: Iterable[int]) -> None:
 
 
 def _take(names: tuple[str, ...]) -> list[Listener]:
-    _receive()
     found: list[Listener] = []
-    try:
-        for _, fd in _chosen(names, _passed, _taken):
-            found.append(adopt(fd))
-            _taken.add(fd)
-    except BaseException:
-        give_back(found)
-        raise
+    with _choosing:
+        _receive()
+        try:
+            for _, fd in _chosen(names, _passed, _taken):
+                found.append(adopt(fd))
+                _taken.add(fd)
+        except BaseException:
+            give_back(found)
+            raise
     return found
 
 

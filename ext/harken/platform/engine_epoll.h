@@ -94,11 +94,10 @@ static inline void net_epoll_calm(net_engine_t *engine)
     uint64_t times;
     if (engine->stopped)
         return;
-    /* In this order: a wake() that comes between the two is over, but its news is read after this. */
-    if (net_get(&self->woken)) {
-        net_waker_calm(&self->waker);
+    /* In this order: a wake() that comes between the two is over, but its news is read after this. One that has still to
+     * pull is left for the next time. */
+    if (net_get(&self->woken) && net_waker_calm(&self->waker))
         net_swap(&self->woken, 0);
-    }
     if (self->timer_set && read(self->timer, &times, sizeof times) > 0)
         self->timer_set = 0;
 }

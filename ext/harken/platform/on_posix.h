@@ -347,12 +347,11 @@ static inline void net_waker_pull(net_waker_t *waker)
     (void)written;
 }
 
-/* Once after each pull. */
-static inline void net_waker_calm(net_waker_t *waker)
+/* Once after each pull; tells whether it was pulled. */
+static inline int net_waker_calm(net_waker_t *waker)
 {
     char eight[8];
-    ssize_t got = read(waker->read, eight, sizeof eight);
-    (void)got;
+    return read(waker->read, eight, sizeof eight) > 0;
 }
 
 static inline void net_waker_close(net_waker_t *waker)

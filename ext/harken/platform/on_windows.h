@@ -307,11 +307,11 @@ static inline int net_waker_open(net_waker_t *waker)
 
 static inline void net_waker_pull(net_waker_t *waker) { (void)send(waker->self, "", 1, 0); }
 
-/* Once after each pull. */
-static inline void net_waker_calm(net_waker_t *waker)
+/* Once after each pull; tells whether it was pulled. */
+static inline int net_waker_calm(net_waker_t *waker)
 {
     char one;
-    (void)recv(waker->self, &one, 1, 0);
+    return recv(waker->self, &one, 1, 0) == 1;
 }
 
 static inline void net_waker_close(net_waker_t *waker)
