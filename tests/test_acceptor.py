@@ -1455,8 +1455,24 @@ def test_one_that_waits_is_taken_without_an_attempt_in_vain(
         assert calls == {"accept4": 1, "ioctl": 1} | look
 
 
+@linux_only
+@pytest.mark.skipif(not STRACE, reason="there is no strace to count system calls with")
+def test_a_full_batch_lets_other_processes_in_between(tmp_path: Path) -> None:
+    adopted = "harken.adopt(os.dup(listeners[0].fileno()))"
+    for of, yields in (("listeners", 0), (adopted, 3)):  # each of the three comes after a full one
+        calls = system_calls(tmp_path, "accept4", 4, "127.0.0.1:0", 11, ["accept_many(3)"], ["accept_many()"] * 3, of)
+        assert calls["sched_yield"] == yields
+
+
 def system_calls(
-    tmp_path: Path, engine: str, batch: int, bind: str, clients: int, before: list[str], counted: list[str]
+    tmp_path: Path,
+    engine: str,
+    batch: int,
+    bind: str,
+    clients: int,
+    before: list[str],
+    counted: list[str],
+    of: str = "listeners",
 ) -> Counter[str]:
     """How often what is called by so many calls of an acceptor, which take all but those taken before."""
     if engine not in NAMES or forbidden(engine):
@@ -1464,7 +1480,7 @@ def system_calls(
     code = f"""
 import os, socket, harken
 listeners = harken.listen({bind!r})
-acceptor = listeners.acceptor(batch={batch}, engine={engine!r})
+acceptor = harken.Acceptor({of}, batch={batch}, engine={engine!r})
 address = listeners[0].address
 kept = []
 for _ in range({clients}):

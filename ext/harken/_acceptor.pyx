@@ -193,7 +193,8 @@ cdef class Acceptor:
     that is closed or given away is left out from then on; with the last one the acceptor ends, as by close().
 
     ``batch`` is how many connections are taken at once at the most (None: 64 by accept_many(), 16 by iteration). A
-    small one shares the work better among processes that have the same listener.
+    small one shares the work better among processes that have the same listener. In a child of a fork, and with an
+    adopted listener, each full batch is followed by sched_yield(), so that the others come in between.
 
     ``limit`` is how many connections may be open at once: further clients wait in the system's queue, and are let in
     when an eighth of the limit has become free. A connection that was given away with detach() or to_socket() counts
@@ -231,6 +232,8 @@ cdef class Acceptor:
     cdef int calls  # threads in net_engine_wait()
     cdef bint polled  # fileno() was asked for
     cdef bint begun, shut
+    cdef bint shared  # other processes accept from a listener, too, as far as we know
+    cdef bint greedy  # shared, and the last batch was full: others first
     cdef object __weakref__
     # With the lock:
     cdef int reasons
@@ -353,8 +356,10 @@ cdef class Acceptor:
             raise MemoryError()
         self.sockets = listeners
         self.count = <int>len(listeners)
+        self.shared = forks() != 0
         for n in range(self.count):
             listener = <Socket>listeners[n]
+            self.shared |= not listener.listens
             self.nodes[n].watch.gone = gone
             self.nodes[n].gauge = self.gauge
             self.nodes[n].index = n
@@ -519,6 +524,7 @@ cdef class Acceptor:
                 c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
         closed = c.net_get(&gauge.closed)
         error = c.net_engine_take(engine, wished, nonblocking, taken, where, count)
+        self.greedy = self.shared and engine.full
         if count[0]:
             self.accepted += count[0]
             self.delay = 0
@@ -665,6 +671,8 @@ cdef class Acceptor:
             sockets = self.borrowed()
             part = min(wished - <int>len(found), CHUNK)
             with nogil:
+                if self.greedy:
+                    c.net_yield()
                 error = self.grab_locked(part, nonblocking, taken, where, &count, &obstacle)
             if count:
                 self.wrap(sockets, nonblocking, taken, where, count, found)
@@ -1033,6 +1041,7 @@ cdef class Acceptor:
         del self.ready[:]  # before anybody else takes this acceptor for ours
         self.name = made.name
         gauge.forks = forks()
+        self.shared = True
         self.calls = 0
         self.over(FULL | STARVED)
         gauge.full = gauge.starved = 0

@@ -116,6 +116,7 @@ cdef extern from "platform/net.h" nogil:
     void net_lock_init(net_lock_t *lock)
     void net_lock(net_lock_t *lock)
     void net_unlock(net_lock_t *lock)
+    void net_yield()
     long net_add(long *number, long more)
     long net_get(long *number)
     long net_swap(long *number, long value)
