@@ -12,7 +12,6 @@ import inspect
 import json
 import os
 import socket
-import ssl
 import struct
 import sys
 import threading
@@ -21,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from wire import python, wait_until
@@ -30,6 +29,9 @@ import harken
 import harken.asyncio
 from harken._socket import queue_of
 from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6, open_sockets, posix_only
+
+if TYPE_CHECKING:
+    import ssl
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 Start = Callable[..., Awaitable[Any]]
@@ -657,6 +659,7 @@ def test_bad_arguments_of_create_server_are_refused(options: dict[str, Any], exp
 
 @pytest.fixture(scope="module")
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    ssl = pytest.importorskip("ssl", reason="this Python has no TLS")
     pem = Path(__file__).with_name("localhost.pem")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(pem)
@@ -735,6 +738,8 @@ def test_tls_connections_count_until_they_are_closed_in_whatever_way(
 def test_a_connection_that_becomes_tls_goes_on_counting(
     way: Way, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
+    import ssl
+
     async def test() -> None:
         async def upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await writer.start_tls(contexts[0])

@@ -11,7 +11,7 @@ from wire import receive
 
 import children
 import harken
-from harken._constants import AF_VSOCK, IPPROTO_MPTCP
+from harken._system import AF_VSOCK, IPPROTO_MPTCP
 from machine import LINUX, LOOPBACKS, bind_text, linux_only
 
 MPTCP = 262  # linux/in.h

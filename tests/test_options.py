@@ -26,7 +26,7 @@ from wire import clients, fill, python
 import children
 import harken
 from harken import Options, _options, _plan
-from harken._constants import OPTIONS, SYSTEM
+from harken._system import OPTIONS, SYSTEM
 from machine import (
     HAS_IPV6,
     LINUX,
@@ -963,7 +963,7 @@ def test_not_to_have_it_is_possible_everywhere(monkeypatch: pytest.MonkeyPatch, 
 @linux_only
 def test_no_socket_is_made_for_what_is_lacking(poison: Poison) -> None:
     program = f"""
-        from harken._constants import OPTIONS
+        from harken._system import OPTIONS
         OPTIONS.clear()
         refused = []
         for name, value in {[(name, on(case.value)) for name, case in CASES.items()]!r} + [("exclusive", False)]:

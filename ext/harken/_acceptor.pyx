@@ -26,7 +26,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport ceil, isnan
 
 cimport harken._platform as c
-from harken._lifecycle cimport forks
+from harken._system cimport forks
 from harken._platform cimport net_engine_t, net_failures_t, net_lock_t, net_socket_t
 from harken._socket cimport Socket, watch_t
 

@@ -189,7 +189,8 @@ cdef extern from "Python.h":
         void *ml_meth
         int ml_flags
         const char *ml_doc
-    const int METH_FASTCALL, METH_KEYWORDS
+    const int METH_FASTCALL, METH_KEYWORDS, METH_NOARGS
+    object PyDescr_NewMethod(type kind, PyMethodDef *method)
     object PyCFunction_NewEx(PyMethodDef *method, object bound_to, object module)
     int Py_AtExit(void (*function)() noexcept)
     int PyErr_CheckSignals() except -1

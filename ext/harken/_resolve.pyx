@@ -13,7 +13,7 @@ from harken._platform cimport addrinfo, net_address_t, net_length_t
 
 from _collections_abc import Sequence  # collections.abc, without what else is in collections
 
-import harken._lifecycle  # no-cython-lint: starts Winsock, before any call below
+import harken._system  # no-cython-lint: starts Winsock, before any call below
 
 
 @cython.final
@@ -209,12 +209,14 @@ Sequence.register(AddrInfo)
 cdef const char *digits_of(int port, char *text) noexcept:
     """The port in decimal, written from the end of ``text``."""
     cdef int at = 7
+    cdef unsigned int left = port, tenth
     text[at] = 0
     while True:
         at -= 1
-        text[at] = 48 + port % 10
-        port //= 10
-        if port == 0:
+        tenth = left * 52429 >> 19  # left // 10 for what has 16 bits; a division costs as much as a third of the call
+        text[at] = <char>(48 + left - 10 * tenth)
+        left = tenth
+        if left == 0:
             return &text[at]
 
 

@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memset
 
 cimport harken._platform as c
 from harken._address cimport decode, shown
-from harken._lifecycle cimport forks
+from harken._system cimport forks
 from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
 from harken._resolve cimport locate
 
@@ -362,7 +362,7 @@ cdef class Socket:
             else:
                 c.net_raise(error)
 
-    def accept_many(self, Py_ssize_t limit=BATCH):
+    def accept_many(self, Py_ssize_t limit=64):
         """All connections that wait, up to ``limit``, as a list of non-blocking sockets. One trip into C takes up to 64
         of them with the GIL released; nobody's address is asked for, `getpeername()` tells it when it matters.
 
@@ -969,13 +969,10 @@ def queue_of(handle):
     return (None if queued < 0 else queued), (None if limit < 0 else limit)
 
 
-def close_each(sockets):
-    """Closes them all; an error of one is raised when all are closed."""
+cdef object closed_each(tuple sockets, void *nothing):
     cdef int error = 0
     cdef Py_ssize_t n
     cdef Socket sock
-    if not isinstance(sockets, tuple):
-        raise TypeError(f"close() is for a tuple of sockets, not for {type(sockets).__name__}")
     for n in range(PyTuple_GET_SIZE(sockets)):
         sock = <Socket?><object>PyTuple_GET_ITEM(sockets, n)
         if sock.family != c.AF_UNIX:
@@ -987,6 +984,19 @@ def close_each(sockets):
             error = reason.errno or error
     if error:
         c.net_raise(error)
+
+
+cdef c.PyMethodDef CLOSE_EACH = c.PyMethodDef(
+    "close",
+    <void *>closed_each,
+    c.METH_NOARGS,
+    b"""close($self, /)
+--
+
+Closes them all; an error of one is raised when all are closed.""",
+)
+# A method for a class that is a tuple of sockets: a plain function of a compiled module would not become one.
+close_each = c.PyDescr_NewMethod(tuple, &CLOSE_EACH)
 
 
 def state_of(Socket sock not None):
@@ -1040,7 +1050,7 @@ def describe(handle):
     cdef net_address_t address
     cdef net_length_t length = sizeof(address)
     cdef int family, type, proto, error, listening = 0
-    cdef net_socket_t s
+    cdef net_socket_t s = c.NET_INVALID  # so that the C compiler sees it set on every path
     try:
         s = handle
     except OverflowError:

@@ -22,11 +22,16 @@ The map of the house, in the order of the flow:
     _foresee     what a call would come to, without making it
     __main__     the command line; `_serve`, `_who`, `_check`: its commands
 
-and underneath `_lifecycle` (WSAStartup and WSACleanup), `_address` (tuples and sockaddr), `_constants`.
+and underneath `_system` (WSAStartup and WSACleanup; the numbers), `_address` (tuples and sockaddr).
 """
 
 from ._bind import Bind
-from ._constants import (
+from ._listen import bind, listen
+from ._listener import Listener, Listeners
+from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
+from ._socket import Socket
+from ._stats import AcceptorStats, ListenerStats, stats
+from ._system import (
     AF_INET,
     AF_INET6,
     AF_UNIX,
@@ -62,11 +67,6 @@ from ._constants import (
     SOMAXCONN,
     TCP_NODELAY,
 )
-from ._listen import bind, listen
-from ._listener import Listener, Listeners
-from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
-from ._socket import Socket
-from ._stats import AcceptorStats, ListenerStats, stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from os import fsdecode, fsencode
 
 from ._address import normal_host
-from ._constants import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
+from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,12 +87,14 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
     @property
     def cid(self) -> int | None:
         """A vsock's context id; 0xFFFFFFFF is any."""
-        return self[4] if self[6] == "vsock" and isinstance(self[4], int) else None
+        place = self[4]
+        return place if self[6] == "vsock" and isinstance(place, int) else None
 
     @property
     def fd(self) -> int | None:
         """The number behind ``fd://``."""
-        return self[4] if self[6] == "fd" and isinstance(self[4], int) else None
+        place = self[4]
+        return place if self[6] == "fd" and isinstance(place, int) else None
 
     @property
     def name(self) -> str | None:

@@ -27,7 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _holders, _inherit, _netlink, _unix
 from ._bind import Bind
-from ._constants import (
+from ._errors import AddressInUseError, ListenError, failure
+from ._hints import excluded_range
+from ._holders import NO_TABLE, Held
+from ._options import for_binds
+from ._plan import Plan
+from ._resolve import getaddrinfo
+from ._socket import Socket, describe, has_family, queue_of
+from ._system import (
     AF_INET,
     AF_INET6,
     AF_UNIX,
@@ -38,13 +45,6 @@ from ._constants import (
     IPV6_V6ONLY,
     SOCK_STREAM,
 )
-from ._errors import AddressInUseError, ListenError, failure
-from ._hints import excluded_range
-from ._holders import NO_TABLE, Held
-from ._options import for_binds
-from ._plan import Plan
-from ._resolve import getaddrinfo
-from ._socket import Socket, describe, has_family, queue_of
 
 if TYPE_CHECKING:
     from ._holders import Holder
@@ -581,8 +581,8 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 def _error(number: int) -> OSError:
     # Winsock's numbers, from 10000 on, have their texts elsewhere.
-    text = ctypes.FormatError(number) if number >= 10000 and hasattr(ctypes, "FormatError") else os.strerror(number)
-    return OSError(number, text)
+    text_of: Callable[[int], str] = getattr(ctypes, "FormatError", os.strerror) if number >= 10000 else os.strerror
+    return OSError(number, text_of(number))
 
 
 def _may_be_absent(address: tuple[Any, ...], error: OSError) -> bool:
@@ -597,8 +597,8 @@ def _forbidden_port(port: int) -> bool | None:
     if _is_linux():
         limit = int(_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or 1024)
         return 0 < port < limit and not _may_bind_any_port()
-    if 0 < port < 1024 and hasattr(os, "geteuid"):
-        return None if os.geteuid() else False
+    if 0 < port < 1024 and (user_now := getattr(os, "geteuid", None)):
+        return None if user_now() else False
     return False
 
 
@@ -727,8 +727,8 @@ def _writable(text: str, path: str, folder: str, there: os.stat_result | None) -
     effective = os.access in os.supports_effective_ids
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
         return _refused(text, path, "bind", _error(errno.EROFS if _is_read_only(folder) else errno.EACCES))
-    if there is not None and about.st_mode & stat.S_ISVTX and hasattr(os, "geteuid"):
-        user = os.geteuid()
+    if there is not None and about.st_mode & stat.S_ISVTX and (user_now := getattr(os, "geteuid", None)):
+        user = user_now()
         if user and user not in (there.st_uid, about.st_uid):
             return _refused(text, path, "bind", _error(errno.EPERM))
     return None

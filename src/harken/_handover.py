@@ -82,8 +82,8 @@ class ListeningSocket(socket.socket):
         # multiprocessing sends handles like this; a registration with its pickler would cost its import.
         from multiprocessing import reduction, resource_sharer
 
-        if hasattr(reduction, "DupFd"):
-            sent: object = reduction.DupFd(self.fileno())
+        if dup := getattr(reduction, "DupFd", None):
+            sent: object = dup(self.fileno())
         else:  # Windows
             sent = resource_sharer.DupSocket(self)  # type: ignore[attr-defined,unused-ignore]
         return _received, (sent, self.family, self.type, self.proto, self._wished, self._at_accept)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _netlink
 from ._bind import Bind
-from ._constants import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
 from ._resolve import getaddrinfo
+from ._system import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
 
 if TYPE_CHECKING:
     from ._types import Address
@@ -323,7 +323,8 @@ def _on_path(path: str) -> list[Held]:
 
 
 def _unix_by_sock_diag(path: str) -> list[Held]:
-    if not hasattr(socket, "AF_UNIX"):
+    family: int | None = getattr(socket, "AF_UNIX", None)
+    if family is None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     place = None
     with contextlib.suppress(OSError, ValueError):
@@ -332,7 +333,7 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
         major = (there.st_dev >> 8) & 0xFFF
         minor = (there.st_dev & 0xFF) | (there.st_dev >> 12) & 0xFFF00
         place = (there.st_ino & 0xFFFFFFFF, major << 20 | minor)
-    request = struct.pack("=BBxxIIIII", socket.AF_UNIX, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0, 0)
+    request = struct.pack("=BBxxIIIII", family, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0, 0)
     found = []
     for body in _netlink.dump(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request):
         told = _netlink.attributes(body[16:])

@@ -11,9 +11,9 @@ from _thread import allocate_lock
 from contextlib import suppress
 from errno import EINVAL
 
-from ._constants import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY
 from ._listener import Listener, Listeners
 from ._socket import describe, let_go
+from ._system import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def adopt(fd_or_socket: int | Detachable) -> Listener:
     if isinstance(fd_or_socket, int) and not isinstance(fd_or_socket, bool):
         fd = fd_or_socket
         _must_fit(fd)
-    elif hasattr(fd_or_socket, "detach") and hasattr(fd_or_socket, "fileno"):
+    elif not isinstance(fd_or_socket, int) and hasattr(fd_or_socket, "detach") and hasattr(fd_or_socket, "fileno"):
         _must_fit(fd_or_socket.fileno())
         fd = fd_or_socket.detach()
     else:

@@ -6,9 +6,9 @@ from os import fsdecode
 
 from ._address import scope_name
 from ._bind import ANY_CID, unix_url
-from ._constants import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 from ._socket import Socket, carried, close_each, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
+from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:

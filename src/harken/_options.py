@@ -15,7 +15,7 @@ from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from ._address import normal_host
-from ._constants import EXCLUSIVE_IS_A_CHOICE, OPTIONS, SYSTEM, TAKES_BOTH
+from ._system import EXCLUSIVE_IS_A_CHOICE, OPTIONS, SYSTEM, TAKES_BOTH
 
 if TYPE_CHECKING:
     from ._bind import Bind

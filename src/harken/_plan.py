@@ -13,7 +13,10 @@ import os
 import struct
 from typing import TYPE_CHECKING, Self
 
-from ._constants import (
+from ._listener import Listener
+from ._options import Options
+from ._socket import Socket, let_go, set_at_accept, set_exclusive
+from ._system import (
     AF_INET6,
     AF_UNIX,
     BUFFER_FACTOR,
@@ -28,9 +31,6 @@ from ._constants import (
     SO_REUSEADDR,
     SOL_SOCKET,
 )
-from ._listener import Listener
-from ._options import Options
-from ._socket import Socket, let_go, set_at_accept, set_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

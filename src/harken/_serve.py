@@ -219,5 +219,5 @@ class Echo(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.transport.resume_reading()
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name that asyncio gave it
         self.server.open.discard(self.transport)

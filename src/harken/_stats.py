@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
-from ._constants import AF_INET, AF_INET6, AF_UNIX
 from ._socket import describe, queue_of
+from ._system import AF_INET, AF_INET6, AF_UNIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any, ClassVar
 
     from ._socket import Socket
     from ._types import HasFileno
@@ -86,7 +87,7 @@ class AcceptorStats:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in _FACTS)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"AcceptorStats({', '.join(f'{name}={getattr(self, name)!r}' for name in _FACTS)})"
@@ -101,7 +102,7 @@ def stats(listener: HasFileno | int) -> ListenerStats:
     On Linux by getsockopt(TCP_INFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by
     SO_LISTENQLEN. Raises OSError for what is no open socket.
     """
-    handle = listener.fileno() if hasattr(listener, "fileno") else listener
+    handle: Any = getattr(listener, "fileno", lambda: listener)()
     queued, backlog = queue(handle)
     dropped = _dropped() if describe(handle)[0] in (AF_INET, AF_INET6) else (None, None)
     return ListenerStats(queued, backlog, *dropped)

@@ -185,8 +185,10 @@ class Lent:
 
     def __init__(self, server: Server, connection: Socket) -> None:
         self.server = server
-        self.family, self.type, self.proto = connection.family, connection.type, connection.proto
-        self.fileno = connection.fileno
+        self.family: int = connection.family
+        self.type: int = connection.type
+        self.proto: int = connection.proto
+        self.fileno: Callable[[], int] = connection.fileno
         self.client: Any = None  # the transport
         self.coroutine: Coroutine[Any, None, tuple[Any, Any]] | None = None  # that waits
         self.open = False

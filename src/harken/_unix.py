@@ -31,10 +31,10 @@ import stat
 import time
 from contextlib import contextmanager, suppress
 
-from ._constants import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
 from ._errors import ListenError, failure
 from ._listener import Listener
 from ._socket import Socket
+from ._system import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -258,7 +258,8 @@ def _locked(folder: str) -> Iterator[int | None]:
     try:
         handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     except PermissionError:  # Windows always; elsewhere one that may be written to, but not read
-        handle = os.open(folder, os.O_PATH) if hasattr(os, "O_PATH") else -1
+        only_path: int | None = getattr(os, "O_PATH", None)
+        handle = -1 if only_path is None else os.open(folder, only_path)
     if handle < 0:
         yield None
         return

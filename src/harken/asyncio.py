@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any, Self
 from ._acceptor import Acceptor
 from ._address import normal_host, scope_name
 from ._bind import Bind
-from ._constants import AF_INET, AF_INET6, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._inherit import adopt
 from ._listen import bind
 from ._listener import Listener
 from ._socket import Socket, queue_of, state_of
+from ._system import AF_INET, AF_INET6, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._transport import way
 
 if TYPE_CHECKING:
@@ -535,7 +535,9 @@ class Engine(Acceptor):
     """To close it is to close its server, for a loop must not poll a descriptor that is gone: uvloop's aborts then."""
 
     server: Callable[[], Server | None] | None = None
-    end = Acceptor.close
+
+    def end(self) -> None:
+        super().close()
 
     def close(self) -> None:
         server = self.server and self.server()

@@ -1,6 +1,39 @@
-"""The numbers of this system, by their names: those that the steps need and every platform has."""
+"""Step 0: the socket library is started before the first call, and ended after the last object is gone.
+
+On Windows importing this module calls ``WSAStartup(2.2)``, once a process however many interpreters import it, and
+hands ``WSACleanup`` to ``Py_AtExit``, whose callbacks are the last thing that Python does. Never at "last socket
+closed", in ``atexit`` or in a finaliser: the last ``WSACleanup`` of a process closes all its sockets, whoever made
+them, and Winsock counts, so ours pairs ours and leaves CPython's own start alone.
+
+On POSIX there is nothing to start; the same functions stand there, and watch for forks.
+
+After that the numbers of this system, by their names: those that the steps need and every platform has.
+"""
 
 cimport harken._platform as c
+
+
+cdef unsigned int forks() noexcept nogil:
+    """How often this process was forked since the import; a fork keeps counts of threads that it does not have."""
+    return c.net_forks()
+
+
+cdef void cleanup() noexcept:
+    c.net_cleanup()
+
+
+cdef int start() except -1:
+    cdef int first
+    cdef int error = c.net_startup(&first)
+    if error:
+        c.net_raise(error)
+    if first:
+        # Py_AtExit has room for 32. When it is full, the end of the process does the cleanup.
+        c.Py_AtExit(cleanup)
+    return 0
+
+
+start()
 
 AF_UNSPEC = c.AF_UNSPEC
 AF_INET = c.AF_INET
