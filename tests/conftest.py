@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 
-from machine import EMULATOR, EMULATOR_LACKS, WINE, open_sockets
+from machine import EMULATOR, WINE, emulator_lacks, open_sockets
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if EMULATOR:
-        lacks = {test: what for what, tests in EMULATOR_LACKS.items() for test in tests}
-        for item in items:
-            what = lacks.get(item.name) or lacks.get(item.name.partition("[")[0])
-            if what:
-                item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
     for item in items:
+        if what := emulator_lacks(item.name):
+            item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
         if isinstance(item, pytest.Function):
             own = set(item.fixturenames) & getattr(item.module, "EACH_THREAD", {}).keys()
             if own and int(item.config.getoption("parallel_threads", 1)) > 1:

@@ -557,6 +557,8 @@ def test_without_netlink_the_machines_addresses_are_psutils_to_tell(
 
 NETWORKS = [
     ("", "198.51.100.7:0", ["not here"]),
+    ("", "224.0.0.1:0", ["free"]),  # no route leads there
+    ("", "255.255.255.255:0", ["free"]),
     ("ip address add 198.51.100.7/32 dev lo", "198.51.100.7:0", ["free"]),
     ("ip route add local 198.51.100.0/24 dev lo", "198.51.100.7:80", ["free"]),
     ("sysctl -qw net.ipv4.ip_nonlocal_bind=1", "198.51.100.7:80", ["free"]),

@@ -114,7 +114,8 @@ SUBINTERPRETERS = """
     client.sendall(b"y")
     assert listeners[0].accept()[0].recv(1) == b"y"
 """
-# Since CPython 3.12 each of them has a GIL of its own.
+# Two interpreters beside the main one: one serves all the time, while others come, have listeners of their own, leave
+# them open with clients in the queue, and end.
 ONE_SERVES_WHILE_ANOTHER_ENDS = """
     import os, threading
     try:
@@ -124,23 +125,36 @@ ONE_SERVES_WHILE_ANOTHER_ENDS = """
     here, there = os.pipe()
     serves = '''if True:
         import harken, os
-        with harken.listen("127.0.0.1:0") as listeners:
-            os.write(%d, b"%%05d" %% listeners.port)
-            byte = b""
-            while byte != b"q":
-                connection, _ = listeners[0].accept()
-                with connection:
-                    byte = connection.recv(1)
-                    connection.sendall(byte)
+        listeners = harken.listen("127.0.0.1:0")
+        os.write(%d, b"%%05d" %% listeners.port)
+        for connection in SERVING:
+            with connection:
+                connection.setblocking(True)
+                byte = connection.recv(1)
+                connection.sendall(byte)
+            if byte == b"q":
+                break
+        listeners.close()
     ''' % there
     has_listeners = '''if True:
         import harken
         keep = harken.listen("127.0.0.1:0", "127.0.0.1:0")
         results = harken.getaddrinfo("127.0.0.1", 1)
+        clients = [harken.Socket() for _ in keep]
+        for client, listener in zip(clients, keep):
+            client.connect(listener.address)
+        connections = BESIDE
+        taken = next(connections)
     '''
 
     def run(interpreter, program):
         assert interpreters.run_string(interpreter, program) is None
+
+    def create():
+        interpreter = interpreters.create()
+        if hasattr(interpreters, "get_config"):
+            assert interpreters.get_config(interpreter).gil == "own"
+        return interpreter
 
     def ask(byte):
         with harken.Socket() as client:
@@ -148,18 +162,34 @@ ONE_SERVES_WHILE_ANOTHER_ENDS = """
             client.sendall(byte)
             assert client.recv(1) == byte
 
-    server = interpreters.create()
-    thread = threading.Thread(target=run, args=(server, serves))
-    thread.start()
+    def ask_on():
+        global answers
+        while not enough.is_set():
+            ask(b"a")
+            answers += 1
+
+    def wait_for_answers(more):
+        seen = answers
+        while answers < seen + more and asking.is_alive():
+            pass
+
+    server = create()
+    serving = threading.Thread(target=run, args=(server, serves))
+    serving.start()
     port = int(os.read(here, 5))
+    answers, enough = 0, threading.Event()
+    asking = threading.Thread(target=ask_on)
+    asking.start()
     for _ in range(3):
-        other = interpreters.create()
+        other = create()
         run(other, has_listeners)
-        ask(b"a")
+        wait_for_answers(3)
         interpreters.destroy(other)
-        ask(b"b")
+        wait_for_answers(3)
+    enough.set()
+    asking.join()
     ask(b"q")
-    thread.join()
+    serving.join()
     interpreters.destroy(server)
     print("served to the end")
 """
@@ -201,8 +231,17 @@ def test_subinterpreters_come_and_go() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_an_interpreter_serves_while_another_ends() -> None:
-    ended = run(ONE_SERVES_WHILE_ANOTHER_ENDS)
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="interpreters have a GIL of their own since CPython 3.12")
+@pytest.mark.parametrize(
+    ("serving", "beside"),
+    [
+        ("(connection for connection, _ in iter(listeners[0].accept, None))", "iter(keep[0].accept, None)"),
+        ("listeners.acceptor()", "keep.acceptor()"),
+    ],
+    ids=["listeners", "acceptors"],
+)
+def test_an_interpreter_serves_while_another_ends(serving: str, beside: str) -> None:
+    ended = run(ONE_SERVES_WHILE_ANOTHER_ENDS.replace("SERVING", serving).replace("BESIDE", beside))
     if "No module named '_xxsubinterpreters'" in ended.stderr:
         pytest.skip("this Python was built without its subinterpreter module")
     assert (ended.stdout, ended.stderr) == ("served to the end\n", "")

@@ -1407,7 +1407,7 @@ def test_a_socket_cannot_be_pickled_or_copied(kind: Kind) -> None:
 
 def test_an_accepted_socket_is_small() -> None:
     with connection() as (_, server):
-        assert sys.getsizeof(server) <= 128
+        assert sys.getsizeof(server) <= 112 + object.__basicsize__  # 16 more where there is no GIL
         assert not hasattr(server, "__dict__")
 
 

