@@ -804,7 +804,7 @@ def test_create_server_calls_it_limit(way: Way) -> None:
             assert (server.acceptor.limit, server.acceptor.batch) == (2, 1)
             answers = await asyncio.gather(*(ask(address_of(server)) for _ in range(20)))
             assert answers == [b"hello"] * 20
-            assert server.acceptor.stats().high_water == 2
+            assert server.acceptor.stats().high_water <= 2
             await until(lambda: seen.count(("lost", None)) == 20)
 
     way.run(test)
