@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wire import CHILD_ENVIRONMENT
 
 import harken
 from machine import LINUX, WINE
@@ -251,3 +252,21 @@ def _link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
+
+
+STRACE = shutil.which("strace")
+needs_strace = pytest.mark.skipif(not (LINUX and STRACE), reason="there is no strace to count system calls with")
+
+
+def traced(code: str, log: Path) -> list[str]:
+    """The system calls that a program makes between ``os.write(2, b"begin")`` and ``os.write(2, b"end")``, but for
+    those that only get memory: a line each, as strace tells them."""
+    child = subprocess.run(
+        [str(STRACE), "-o", log, sys.executable, "-c", code],
+        env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    if "ptrace" in child.stderr:
+        pytest.skip("no permission to trace")
+    assert child.returncode == 0, child.stderr
+    between = log.read_text().partition('write(2, "begin"')[2].partition('write(2, "end"')[0].splitlines()[1:]
+    return [line for line in between if not line.startswith(("mmap", "munmap", "brk", "mremap", "madvise"))]

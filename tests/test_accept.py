@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -36,6 +35,7 @@ from wire import (
 )
 
 import harken
+from children import needs_strace, traced
 from machine import WINDOWS, linux_only, posix_only, windows_only, wine_lacks
 
 MEGABYTE = 1 << 20
@@ -148,11 +148,7 @@ def test_unix_connections_are_taken_too(tmp_path: Path, monkeypatch: pytest.Monk
             assert (conn.family, conn.proto) == (socket.AF_UNIX, 0)
 
 
-STRACE = shutil.which("strace")
-
-
-@linux_only
-@pytest.mark.skipif(not STRACE, reason="there is no strace to count system calls with")
+@needs_strace
 @pytest.mark.parametrize(
     ("call", "calls"),
     [
@@ -175,18 +171,9 @@ os.write(2, b"end")
 assert len(taken) == 5
 os._exit(0)
 """
-    log = tmp_path / "calls"
-    traced = subprocess.run(
-        [str(STRACE), "-o", log, sys.executable, "-c", code],
-        env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False,
-    )  # fmt: skip
-    if "ptrace" in traced.stderr:
-        pytest.skip("no permission to trace")
-    assert traced.returncode == 0, traced.stderr
-    between = log.read_text().partition('write(2, "begin"')[2].partition('write(2, "end"')[0].splitlines()[1:]
-    memory = ("mmap", "munmap", "brk", "mremap", "madvise")
-    assert [line.partition("(")[0] for line in between if not line.startswith(memory)] == calls
-    assert not [line for line in between if "EAGAIN" in line]
+    lines = traced(code, tmp_path / "calls")
+    assert [line.partition("(")[0] for line in lines] == calls
+    assert not [line for line in lines if "EAGAIN" in line]
 
 
 # ---------------------------------------------------------------------- how it waits

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import select
-import shutil
 import socket
 import struct
 import subprocess
@@ -37,7 +36,7 @@ from wire import (
 )
 
 import harken
-from children import SECCOMP
+from children import SECCOMP, needs_strace, traced
 from harken._acceptor import engines
 from machine import EMULATOR, HAS_IPV6, LINUX, WINDOWS, linux_only, posix_only, windows_only
 
@@ -1421,11 +1420,8 @@ def test_pause_resume_and_close_from_many_threads(listeners: harken.Listeners, e
 
 # ---------------------------------------------------------------------- what it costs, what it tells
 
-STRACE = shutil.which("strace")
 
-
-@linux_only
-@pytest.mark.skipif(not STRACE, reason="there is no strace to count system calls with")
+@needs_strace
 @pytest.mark.parametrize(
     ("engine", "expected"),
     [
@@ -1439,8 +1435,7 @@ def test_how_many_system_calls_a_batch_costs(tmp_path: Path, engine: str, expect
     assert system_calls(tmp_path, engine, 4, "127.0.0.1:0", 11, ["accept_many(1)"], ["accept_many()"] * 3) == expected
 
 
-@linux_only
-@pytest.mark.skipif(not STRACE, reason="there is no strace to count system calls with")
+@needs_strace
 @pytest.mark.parametrize("engine", ["accept4", "io_uring", "accept"])
 @pytest.mark.parametrize(
     ("family", "look"),
@@ -1457,8 +1452,7 @@ def test_one_that_waits_is_taken_without_an_attempt_in_vain(
         assert calls == {"accept4": 1, "ioctl": 1} | look
 
 
-@linux_only
-@pytest.mark.skipif(not STRACE, reason="there is no strace to count system calls with")
+@needs_strace
 def test_a_full_batch_lets_other_processes_in_between(tmp_path: Path) -> None:
     adopted = "harken.adopt(os.dup(listeners[0].fileno()))"
     for of, yields in (("listeners", 0), (adopted, 3)):  # each of the three comes after a full one
@@ -1496,17 +1490,7 @@ os.write(2, b"end")
 assert len(kept + taken) == 2 * {clients}, (kept, taken)
 os._exit(0)
 """
-    log = tmp_path / "calls"
-    traced = subprocess.run(
-        [str(STRACE), "-o", log, sys.executable, "-c", code],
-        env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False,
-    )  # fmt: skip
-    if "ptrace" in traced.stderr:
-        pytest.skip("no permission to trace")
-    assert traced.returncode == 0, traced.stderr
-    between = log.read_text().partition('write(2, "begin"')[2].partition('write(2, "end"')[0].splitlines()[1:]
-    memory = ("mmap", "munmap", "brk", "mremap", "madvise")
-    return Counter(line.partition("(")[0] for line in between if not line.startswith(memory))
+    return Counter(line.partition("(")[0] for line in traced(code, tmp_path / "calls"))
 
 
 def test_stats_are_a_value(listeners: harken.Listeners, engine: str) -> None:
