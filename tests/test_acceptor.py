@@ -659,7 +659,7 @@ def test_a_connection_that_was_given_away_counts_until_it_is_released(
         assert acceptor.stats().open == 0
 
 
-def test_a_connection_that_could_not_be_given_away_counts_no_more(
+def test_a_connection_that_could_not_be_given_away_is_still_ours(
     listeners: harken.Listeners, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refuses(socket.socket):
@@ -672,10 +672,12 @@ def test_a_connection_that_could_not_be_given_away_counts_no_more(
         with monkeypatch.context() as patch, pytest.raises(MemoryError):
             patch.setattr(socket, "socket", Refuses)
             taken.to_socket()
-        assert connected[0].recv(1) == b""
-        assert acceptor.stats().open == 0
+        taken.sendall(b"?")
+        assert connected[0].recv(1) == b"?"
+        assert acceptor.stats().open == 1
         with pytest.raises(ValueError, match="only 0"):
             acceptor.release()
+        taken.close()
         with fails(EBADF):
             taken.to_socket()
         assert acceptor.stats().open == 0

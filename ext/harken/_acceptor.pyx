@@ -159,23 +159,6 @@ cdef class Accepted(Socket):
             self.gauge = NULL
         return handle
 
-    def to_socket(self):
-        """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. The connection
-        is counted until Acceptor.release()."""
-        cdef gauge_t *gauge = self.gauge
-        if gauge != NULL:
-            c.net_add(&gauge.references, 1)
-        try:
-            return Socket.to_socket(self)
-        except BaseException:
-            if gauge != NULL and self.gauge == NULL:  # it was closed, and nobody has it
-                c.net_add(&gauge.given, -1)
-                count_down(gauge, 1)
-            raise
-        finally:
-            if gauge != NULL:
-                unreference(gauge, 1)
-
 
 cdef class Acceptor:
     """Takes connections from one or many listeners: for a thread, or for an event loop.

@@ -883,21 +883,21 @@ cdef class Socket:
         return handle
 
     def to_socket(self):
-        """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed."""
+        """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. When it fails,
+        nothing has moved."""
         from socket import socket
         cdef double seconds = self.seconds
         cdef net_socket_t handle
-        self.must_be_open()
-        handle = self.let_go(False)
-        if handle == c.NET_INVALID:
-            self.closed()  # by another thread, since we looked
+        self.enter(False, &handle)
         try:
             # The protocol is told, not asked for: asyncio reads it to decide about TCP_NODELAY.
             made = socket(self.family, self.type, self.proto, fileno=handle)
-        except BaseException:
-            c.net_close(handle)
-            raise
-        made.settimeout(None if seconds < 0 else seconds)
+        finally:
+            self.leave(False)
+        if self.let_go(False) == c.NET_INVALID:
+            made.detach()  # closed by another thread, since we looked
+            self.closed()
+        made.settimeout(None if seconds < 0 else seconds)  # now that nobody accepts from it any more
         return made
 
     def __enter__(self):
