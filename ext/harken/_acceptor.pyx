@@ -28,7 +28,7 @@ from libc.math cimport ceil, isnan
 cimport harken._platform as c
 from harken._system cimport forks
 from harken._platform cimport net_engine_t, net_failures_t, net_lock_t, net_socket_t
-from harken._socket cimport Socket, watch_t
+from harken._socket cimport Socket, end_socket, part_with_socket, shut_socket, watch_t
 
 from ._overload import report
 
@@ -133,12 +133,12 @@ cdef class Accepted(Socket):
     cdef gauge_t *gauge  # a reference of its own; NULL when it is not counted any more
 
     cdef int shut(self) noexcept:
-        cdef int error = Socket.shut(self)
+        cdef int error = shut_socket(self)
         self.leave_gauge()
         return error
 
     cdef int end(self) noexcept:
-        cdef int error = Socket.end(self)
+        cdef int error = end_socket(self)
         self.leave_gauge()
         return error
 
@@ -151,7 +151,7 @@ cdef class Accepted(Socket):
             unreference(gauge, 1)
 
     cdef net_socket_t part_with(self, bint nudge) noexcept:
-        cdef net_socket_t handle = Socket.part_with(self, nudge)
+        cdef net_socket_t handle = part_with_socket(self, nudge)
         if not nudge and handle != c.NET_INVALID and self.gauge != NULL:
             # Given away open: it is counted until Acceptor.release().
             c.net_add(&self.gauge.given, 1)

@@ -122,17 +122,7 @@ cdef class Socket:
         return 0
 
     cdef int end(self) noexcept:
-        """Closes the handle and the waker; for sockets without a call in flight."""
-        cdef int error
-        cdef net_socket_t handle = self.handle
-        self.tell_watchers()
-        self.handle = c.NET_INVALID
-        self.drop_waker()
-        if handle == c.NET_INVALID:
-            return 0
-        with nogil:  # with SO_LINGER it waits
-            error = c.net_close(handle)
-        return error
+        return end_socket(self)
 
     # ------------------------------------------------------------------ calls in flight
 
@@ -173,27 +163,7 @@ cdef class Socket:
         return self.part_with(nudge)
 
     cdef net_socket_t part_with(self, bint nudge) noexcept:
-        """let_go() for whoever is in the critical section already: to enter it twice means to leave it between."""
-        cdef net_socket_t handle = self.handle
-        if handle == c.NET_INVALID:
-            return handle
-        if self.forks != forks():
-            self.forget_other_process()
-        self.tell_watchers()
-        self.handle = c.NET_INVALID
-        if self.calls == 0:
-            self.drop_waker()
-            return handle
-        if self.has_waker:
-            c.net_waker_pull(&self.waker)
-        # When Python ends, daemon threads end in their calls: nobody would come back to say that it is idle.
-        if nudge and not c.python_is_ending():
-            self.idle = c.PyThread_allocate_lock()
-            if self.idle != NULL:
-                c.PyThread_acquire_lock(self.idle, 1)
-        if nudge and self.transfers:
-            c.net_nudge(handle)
-        return handle
+        return part_with_socket(self, nudge)
 
     cdef void tell_watchers(self) noexcept:
         """The handle is about to be closed or given away. It does not hand over the GIL; and whoever shares the socket
@@ -844,29 +814,7 @@ cdef class Socket:
             c.net_raise(error)
 
     cdef int shut(self) noexcept:
-        """close(), with its error number."""
-        cdef c.PyThread_type_lock idle
-        cdef long long patience
-        cdef int error
-        cdef net_socket_t handle = self.let_go(True)
-        if handle == c.NET_INVALID:
-            return 0
-        idle = self.idle
-        if idle != NULL:
-            # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no more.
-            patience = 1000000 if self.family == c.AF_UNIX else -1
-            with nogil:
-                c.PyThread_acquire_lock_timed(idle, patience, 0)
-            with cython.critical_section(self):  # whoever released it may still be about to
-                self.idle = NULL
-                c.PyThread_free_lock(idle)
-        if self.listens:
-            error = c.net_close(handle)  # never waits, and takes less time than to hand the GIL over
-        else:
-            with nogil:  # with SO_LINGER it waits
-                error = c.net_close(handle)
-        # A peer that reset the connection is no failure of ours to close it.
-        return 0 if error == c.NET_ECONNRESET else error
+        return shut_socket(self)
 
     @cython.critical_section
     def detach(self):
@@ -916,6 +864,74 @@ cdef class Socket:
             except OSError:
                 pass  # not connected, or gone
         return text + ">"
+
+
+# What a subclass in another module calls for its base: not by the table of methods, for Cython fills that pointer in
+# anew, with NULL in between, whenever another interpreter of the process imports that module.
+
+
+cdef int end_socket(Socket self) noexcept:
+    """Closes the handle and the waker; for sockets without a call in flight."""
+    cdef int error
+    cdef net_socket_t handle = self.handle
+    self.tell_watchers()
+    self.handle = c.NET_INVALID
+    self.drop_waker()
+    if handle == c.NET_INVALID:
+        return 0
+    with nogil:  # with SO_LINGER it waits
+        error = c.net_close(handle)
+    return error
+
+
+cdef net_socket_t part_with_socket(Socket self, bint nudge) noexcept:
+    """let_go() for whoever is in the critical section already: to enter it twice means to leave it between."""
+    cdef net_socket_t handle = self.handle
+    if handle == c.NET_INVALID:
+        return handle
+    if self.forks != forks():
+        self.forget_other_process()
+    self.tell_watchers()
+    self.handle = c.NET_INVALID
+    if self.calls == 0:
+        self.drop_waker()
+        return handle
+    if self.has_waker:
+        c.net_waker_pull(&self.waker)
+    # When Python ends, daemon threads end in their calls: nobody would come back to say that it is idle.
+    if nudge and not c.python_is_ending():
+        self.idle = c.PyThread_allocate_lock()
+        if self.idle != NULL:
+            c.PyThread_acquire_lock(self.idle, 1)
+    if nudge and self.transfers:
+        c.net_nudge(handle)
+    return handle
+
+
+cdef int shut_socket(Socket self) noexcept:
+    """close(), with its error number."""
+    cdef c.PyThread_type_lock idle
+    cdef long long patience
+    cdef int error
+    cdef net_socket_t handle = self.let_go(True)
+    if handle == c.NET_INVALID:
+        return 0
+    idle = self.idle
+    if idle != NULL:
+        # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no more.
+        patience = 1000000 if self.family == c.AF_UNIX else -1
+        with nogil:
+            c.PyThread_acquire_lock_timed(idle, patience, 0)
+        with cython.critical_section(self):  # whoever released it may still be about to
+            self.idle = NULL
+            c.PyThread_free_lock(idle)
+    if self.listens:
+        error = c.net_close(handle)  # never waits, and takes less time than to hand the GIL over
+    else:
+        with nogil:  # with SO_LINGER it waits
+            error = c.net_close(handle)
+    # A peer that reset the connection is no failure of ours to close it.
+    return 0 if error == c.NET_ECONNRESET else error
 
 
 cdef int int_of(object value, str name) except? -1:
