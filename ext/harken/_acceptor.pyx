@@ -516,6 +516,10 @@ cdef class Acceptor:
             self.high_water = max(self.high_water, open)
             if self.most and open >= self.most:
                 self.fill_up()
+            elif engine.room < 1:
+                # An engine that takes ahead has used up the room that there was before it began; meanwhile connections
+                # were closed, who saw no limit reached and woke nobody. Whoever looks next tells it of the new room.
+                c.net_engine_wake(engine)
             return 0
         if error == c.NET_EWOULDBLOCK or error == c.NET_EINTR:
             return error
