@@ -80,15 +80,14 @@ def test_every_case_of_accepting(tmp_path: Path) -> None:
     for case, samples in results.items():
         always = {"C, epoll and accept4", "harken, accept4"} if case not in ("burst", "starved") else set()
         assert {"harken on asyncio", "asyncio"} | always <= set(samples)
-        # A process may give memory back while it has more connections.
-        assert (
-            all(number >= 0 for found in samples.values() for one in found for number in one.values()) or case == "open"
-        )
+        for one in (one for found in samples.values() for one in found):
+            assert all(
+                number >= 0 for what, number in one.items() if what != "bytes for each"
+            )  # memory may be given back
     for name, (found,) in results["starved"].items():
+        kept, shed = (100, 50) if name.endswith("shed") else (150, 0)
         if name.startswith("harken"):
-            served, closed = found["served afterwards"], found["closed"]
-            assert served + closed == 150
-            assert closed == 0 or name.endswith("shed")  # on a slow machine some are served before others come
+            assert (found["served afterwards"], found["closed"]) == (kept, shed)
 
     rows = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(rows) == sum(2 + len(samples) for samples in results.values())

@@ -267,4 +267,4 @@ def test_valgrind_finds_nothing_in_the_flow_and_would_find_a_leak(tmp_path: Path
     more_kinds, more = errors_in_harken(program, 12, tmp_path / "many.xml")
     assert kinds | more_kinds == set()
     # Not to the last one: some number in memory may look like the address of what is lost.
-    assert (more - once >= 8) == leak, (once, more)
+    assert more - once >= 8 if leak else more - once <= 1, (once, more)
