@@ -1,8 +1,8 @@
 /* How connections are taken from listeners: one contract, several engines, chosen when the program runs.
  *
  * An engine watches a fixed list of listeners, which it borrows: the caller closes them, after net_engine_remove().
- * The listeners are non-blocking; take() makes sure of it, for other processes may share them. Errors, results and NET_EINTR are as in net.h; nothing here touches
- * Python or needs the GIL.
+ * The listeners are non-blocking; take() makes sure of it, for other processes may share them. Errors, results and
+ * NET_EINTR are as in net.h; nothing here touches Python or needs the GIL.
  *
  *   find     an engine by name, NULL for one that this system's build has not; NULL as the name: the best that works
  *   open     everything that the engine needs, or nothing; NET_INVALID in the list stands for one that was removed before.

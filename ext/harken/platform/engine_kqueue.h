@@ -112,9 +112,8 @@ static inline int net_kqueue_raise(net_kqueue_t *self)
 
 static inline int net_kqueue_lower(net_kqueue_t *self)
 {
-    if (!net_get(&self->woken))
-        return 0;
-    net_waker_calm(&self->waker);
+    if (!net_get(&self->woken) || !net_waker_calm(&self->waker))
+        return 0; /* or a wake() has still to pull: left for the next time */
     net_swap(&self->woken, 0); /* a wake() that came between the two is over, but its news is read after this */
     return 1;
 }
