@@ -61,6 +61,21 @@ def attempt(*binds, **options):
 """
 
 # To be put before a program.
+FORK = """
+import os, select, signal, socket, sys, threading, harken
+from wire import Call, wait_until
+def in_a_child(function):
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(20)
+            function()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
 SECCOMP = """
 def seccomp(*instructions):
     "From now on a filter decides on this process's system calls, as in a container."

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import harken
+from engines import NAMES, forbidden, one_listener
 from machine import EMULATOR, WINE, emulator_lacks, open_sockets
 
 
@@ -33,6 +35,21 @@ def with_its_own(test: Callable[..., None], makers: dict[str, Any]) -> Callable[
             test(*args, **fixtures | {name: stack.enter_context(make()) for name, make in makers.items()})
 
     return inner
+
+
+@pytest.fixture(params=NAMES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The test runs on each engine that can be had here."""
+    name = str(request.param)
+    if forbidden(name):
+        pytest.skip(f"no {name} here: {forbidden(name)}")
+    return name
+
+
+@pytest.fixture
+def listeners() -> Iterator[harken.Listeners]:
+    with one_listener() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

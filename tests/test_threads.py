@@ -17,22 +17,10 @@ import pytest
 from wire import Call, clients, close_all, connection, fails, listening, python, receive, wait_for_queue, wait_until
 
 import harken
-from harken._acceptor import engines
 from machine import WINDOWS, posix_only
 
 EBADF = 10038 if WINDOWS else 9
 THREADS = 4
-
-
-@pytest.fixture(params=engines())
-def engine(request: pytest.FixtureRequest) -> str:
-    name = str(request.param)
-    try:
-        with harken.listen("127.0.0.1:0") as listeners:
-            listeners.acceptor(engine=name).close()
-    except OSError as error:
-        pytest.skip(f"no {name} here: {error}")
-    return name
 
 
 def at_once(*functions: Callable[[], object]) -> list[Any]:
