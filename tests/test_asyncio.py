@@ -547,6 +547,10 @@ def test_sockets_that_cannot_be_served_are_refused_and_stay_their_owners() -> No
             with pytest.raises(TypeError, match="nodelay"):
                 await harken.asyncio.start_server(echo, sock=good, nodelay=False)
             assert good.fileno() != -1
+        with harken.listen("127.0.0.1:0") as listeners:
+            with pytest.raises(TypeError, match="nodelay, reuse_port"):
+                await harken.asyncio.start_server(echo, listeners, nodelay=False, reuse_port=True)
+            assert listeners[0].fileno() != -1
         assert open_sockets() == before
 
     Way("selector").run(test)

@@ -213,6 +213,8 @@ async def _bound(host: Any, port: int | str | None, family: int, flags: int, opt
     binds: list[Any]
     if port is None:
         if hosts and all(isinstance(one, Socket) for one in hosts):
+            if ignored := options.keys() - {"backlog"}:
+                raise TypeError(f"listeners that are there already take no options: {', '.join(sorted(ignored))}")
             return hosts
         binds = [one if isinstance(one, (int, Bind)) or _is_bind(one) else _bind_text(one, 0, family) for one in hosts]
     elif any(not isinstance(one, (str, type(None))) for one in hosts):
