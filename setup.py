@@ -3,6 +3,7 @@
 import gzip
 import os
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -33,9 +34,15 @@ DIRECTIVES = {
 }
 
 # Small first: the system calls take ten times as long as our code around them. But numeric addresses ask the system
-# nothing, so _resolve is fast. Clang inlines much, unless told twice.
-FAST = {"_resolve"}
-NO_SHORT_CUTS = [("CYTHON_USE_PYLONG_INTERNALS", "0"), ("CYTHON_USE_UNICODE_INTERNALS", "0")]
+# nothing, so _resolve is fast, where there is room for it: without a GIL all code is larger. Clang inlines much, unless
+# told twice.
+FAST = set() if sysconfig.get_config_var("Py_GIL_DISABLED") else {"_resolve"}
+NO_SHORT_CUTS = [
+    ("CYTHON_FAST_THREAD_STATE", "0"),
+    ("CYTHON_USE_TYPE_SLOTS", "0"),
+    ("CYTHON_USE_PYLONG_INTERNALS", "0"),
+    ("CYTHON_USE_UNICODE_INTERNALS", "0"),
+]
 CLANG = sys.platform == "darwin" or "zig" in os.environ.get("CC", "")
 
 if sys.platform == "win32":
@@ -57,10 +64,10 @@ def optimised(module):
         return ["/O2" if module in FAST else "/O1"]
     if module in FAST:
         return ["-O2"]
-    return ["-Os", "-fno-inline-functions"] + (["-Xclang", "-Oz"] if CLANG else [])
+    return ["-Os"] + (["-Xclang", "-Oz"] if CLANG else [])
 
 
-HEADERS = [str(path) for path in sorted(Path("ext/harken").rglob("*.h"))]
+PARTS = [str(path) for path in sorted(Path("ext/harken").rglob("*")) if path.suffix in {".h", ".pxi"}]
 
 
 EXTENSIONS = [
@@ -74,7 +81,7 @@ EXTENSIONS = [
         libraries=LIBRARIES,
         extra_compile_args=COMPILE_ARGS + optimised(path.stem),
         extra_link_args=LINK_ARGS,
-        depends=HEADERS,
+        depends=PARTS,
     )
     for path in sorted(Path("ext/harken").glob("*.pyx"))
 ]

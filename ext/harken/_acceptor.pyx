@@ -942,7 +942,7 @@ cdef class Acceptor:
                 self.wrap(sockets, False, taken, where, count, left)
             left.reverse()
             self.keep(left)
-        self.finish_if_idle()
+        self.leave()
 
     @cython.critical_section
     cdef bint must_close(self) noexcept:
@@ -962,10 +962,6 @@ cdef class Acceptor:
         c.net_engine_stop(self.gauge.engine)
         c.net_unlock(&self.gauge.lock)
         return True
-
-    cdef int finish_if_idle(self) except -1:
-        self.leave()
-        return 0
 
     cdef void finish(self) noexcept:
         """The last one out."""

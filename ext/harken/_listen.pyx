@@ -13,9 +13,8 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memcmp, memset
 
 cimport harken._platform as c
-from harken._address cimport decode
 from harken._platform cimport addrinfo, net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
-from harken._resolve cimport found_at, found_t, free_found, resolve
+from harken._resolve cimport decode, found_at, found_t, free_found, resolve
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open

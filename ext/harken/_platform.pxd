@@ -37,6 +37,9 @@ cdef extern from "platform/net.h" nogil:
         sockaddr_in ipv4 "in"
         sockaddr_in6 ipv6 "in6"
         sockaddr_un unix "un"
+    ctypedef struct net_number_t:
+        const char *name
+        int number
     ctypedef struct net_option_t:
         const char *name
         int level, option
@@ -122,9 +125,10 @@ cdef extern from "platform/net.h" nogil:
     long net_swap(long *number, long value)
 
     const net_socket_t NET_INVALID
+    const net_number_t *net_numbers
     const net_option_t *net_options
     const char *NET_SYSTEM
-    const int NET_BUFFER_FACTOR, NET_FASTOPEN_EARLY, NET_FASTOPEN_MOST
+    const bint NET_FASTOPEN_EARLY
     const int NET_AF_VSOCK, NET_IPPROTO_MPTCP
     const bint NET_EXCLUSIVE_IS_A_CHOICE, NET_JOINS_LATE, NET_SETS_BOTH, NET_TAKES_BOTH
     const size_t NET_PATH_AT, NET_PATH_ROOM
@@ -140,13 +144,11 @@ cdef extern from "platform/net.h" nogil:
 
     # Numbers that both worlds have, under the same names.
     const int AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX
-    const int SOCK_STREAM, SOCK_DGRAM
-    const int IPPROTO_TCP, IPPROTO_UDP, IPPROTO_IP, IPPROTO_IPV6
-    const int AI_PASSIVE, AI_CANONNAME, AI_NUMERICHOST, AI_NUMERICSERV, AI_ADDRCONFIG, AI_V4MAPPED, AI_ALL
+    const int SOCK_STREAM
+    const int IPPROTO_TCP, IPPROTO_IPV6
+    const int AI_PASSIVE, AI_NUMERICHOST, AI_ADDRCONFIG
     const int EAI_AGAIN, EAI_BADFLAGS, EAI_FAIL, EAI_FAMILY, EAI_MEMORY, EAI_NONAME, EAI_SERVICE, EAI_SOCKTYPE
-    const int SOMAXCONN, SHUT_RD, SHUT_WR, SHUT_RDWR, SOL_SOCKET
-    const int SO_ACCEPTCONN, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_RCVBUF, SO_REUSEADDR, SO_SNDBUF, SO_TYPE
-    const int IPV6_V6ONLY, TCP_NODELAY, MSG_PEEK, MSG_WAITALL
+    const int SOL_SOCKET, SO_ERROR, IPV6_V6ONLY
     const int POLLIN, POLLOUT
     const int INET6_ADDRSTRLEN, IF_NAMESIZE
 

@@ -1,4 +1,4 @@
-"""Step 1: from a name and a port to addresses."""
+"""Step 1: from a name and a port to addresses. How those look in Python and in C: address.pxi."""
 
 import cython
 
@@ -8,12 +8,13 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memchr, memcpy, memset, strcmp
 
 cimport harken._platform as c
-from harken._address cimport decode, encode, port_of, shown, text_of
 from harken._platform cimport addrinfo, net_address_t, net_length_t
 
 from _collections_abc import Sequence  # collections.abc, without what else is in collections
 
 import harken._system  # no-cython-lint: starts Winsock, before any call below
+
+include "address.pxi"
 
 
 @cython.final

@@ -25,10 +25,9 @@ from libc.math cimport ceil, isinf, isnan
 from libc.string cimport memcpy, memset
 
 cimport harken._platform as c
-from harken._address cimport decode, shown
 from harken._system cimport forks
 from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
-from harken._resolve cimport locate
+from harken._resolve cimport decode, locate, shown
 
 cdef enum:
     BATCH = 64  # how many connections one trip into C takes at the most

@@ -22,7 +22,7 @@ The map of the house, in the order of the flow:
     _foresee     what a call would come to, without making it
     __main__     the command line; `_serve`, `_who`, `_check`: its commands
 
-and underneath `_system` (WSAStartup and WSACleanup; the numbers), `_address` (tuples and sockaddr).
+and underneath `_system`: WSAStartup and WSACleanup, and the numbers.
 """
 
 from ._bind import Bind

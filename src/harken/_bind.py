@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from os import fsdecode, fsencode
 
-from ._address import normal_host
+from ._resolve import normal_host
 from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
 
 TYPE_CHECKING = False

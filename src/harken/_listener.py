@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from os import fsdecode
 
-from ._address import scope_name
 from ._bind import ANY_CID, unix_url
+from ._resolve import scope_name
 from ._socket import Socket, carried, close_each, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
-from ._address import normal_host
+from ._resolve import normal_host
 from ._system import EXCLUSIVE_IS_A_CHOICE, OPTIONS, SYSTEM, TAKES_BOTH
 
 if TYPE_CHECKING:

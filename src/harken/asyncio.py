@@ -28,11 +28,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from ._acceptor import Acceptor
-from ._address import normal_host, scope_name
 from ._bind import Bind
 from ._inherit import adopt
 from ._listen import bind
 from ._listener import Listener
+from ._resolve import normal_host, scope_name
 from ._socket import Socket, queue_of, state_of
 from ._system import AF_INET, AF_INET6, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._transport import way

@@ -39,6 +39,7 @@
  *   net_scope_name              the interface behind a scope id
  *   net_vsock_put, net_vsock_get  the address of a virtual machine's socket, where the system has them
  *   (options.h)                 the options of sockets that this system has
+ *   (numbers.h)                 families, types and the like by their names
  *   net_monotonic               seconds on a clock that never jumps
  *   net_lock, net_unlock, net_yield  between threads, for a short time
  *   net_add, net_get, net_swap  numbers that threads share
@@ -71,6 +72,8 @@ typedef union {
 /* Where the path stands in a sockaddr_un, and how many bytes it may have. */
 #define NET_PATH_AT offsetof(struct sockaddr_un, sun_path)
 #define NET_PATH_ROOM (sizeof(struct sockaddr_un) - NET_PATH_AT)
+
+#include "platform/numbers.h"
 
 /* A context id and a port, as `vsock://2:1024` has them. 0 where the system has no such family. */
 static inline int net_vsock_put(net_address_t *address, unsigned cid, unsigned port, net_length_t *length)

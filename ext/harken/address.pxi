@@ -9,13 +9,13 @@ AF_UNIX      a path as str, bytes or path-like; a leading NUL is    ``sockaddr_u
              Linux's abstract namespace, and reads back as bytes
 AF_VSOCK     ``(cid, port)``                                        ``sockaddr_vm``
 ===========  =====================================================  ==========================================
+
+A part of _resolve.pyx: a module of its own would be seven kilobytes more in every wheel.
 """
 
-from libc.string cimport memchr, memcpy, memset
 from os import fsdecode, fsencode, fspath
 
-cimport harken._platform as c
-from harken._platform cimport net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
+from harken._platform cimport sockaddr, sockaddr_in, sockaddr_in6
 
 
 cdef str shown(object number):
