@@ -238,7 +238,8 @@ def named(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths, ids=[path.name for path in paths])
 
 
-ALL = sources(".pyx", ".pxd", ".py", ".pyi") if ROOM.is_dir() else []
+ALL = sources(".pyx", ".pxd", ".pxi", ".py", ".pyi") if ROOM.is_dir() else []
+COMPILED = [path for path in ALL if path.suffix in {".pyx", ".pxd", ".pxi"}]
 
 
 @named(ALL)
@@ -248,7 +249,7 @@ def test_nothing_outside_the_room_asks_where_it_runs(path: Path) -> None:
     assert found == []
 
 
-@named([path for path in ALL if path.suffix in {".pyx", ".pxd"}])
+@named(COMPILED)
 def test_c_names_come_in_by_one_door(path: Path) -> None:
     externs = len(re.findall(r"^\s*cdef extern", path.read_text(encoding="utf-8"), re.MULTILINE))
     assert (externs > 0) == (path.name == "_platform.pxd")
@@ -280,6 +281,4 @@ def test_the_compiled_modules_name_the_calls(call: str) -> None:
 
 def test_the_errors_of_the_system_are_read_in_the_room_only() -> None:
     reads = re.compile(r"\berrno\s*[.(]|WSAGetLastError|GetLastError")
-    assert [
-        path.name for path in ALL if path.suffix in {".pyx", ".pxd"} and reads.search(path.read_text("utf-8"))
-    ] == []
+    assert [path.name for path in COMPILED if reads.search(path.read_text("utf-8"))] == []
