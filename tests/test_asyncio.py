@@ -1302,16 +1302,18 @@ def test_importing_harken_does_not_import_asyncio() -> None:
     assert os.path.basename(asyncio.__file__) == "__init__.py"
 
 
-def test_a_server_that_python_ends_with() -> None:
-    """Modules are gone by then, and cannot be imported."""
+@pytest.mark.parametrize("before", ["", "vars(harken.asyncio).update(dict.fromkeys(vars(harken.asyncio)))"])
+def test_a_server_that_python_ends_with(before: str) -> None:
+    """Modules are gone by then, and cannot be imported; what was in them may be None."""
     import subprocess
 
     from wire import CHILD_ENVIRONMENT
 
-    code = """
+    code = f"""
 import asyncio, harken.asyncio
 loop = asyncio.new_event_loop()
 server = loop.run_until_complete(harken.asyncio.create_server(asyncio.Protocol, "127.0.0.1", 0))
+{before}
 """
     ended = subprocess.run(
         [sys.executable, "-c", code], env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False

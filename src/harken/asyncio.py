@@ -322,10 +322,10 @@ class Server(asyncio.AbstractServer):
     def __repr__(self) -> str:
         return f"<harken.asyncio.Server {', '.join(map(str, self._listeners or ())) or 'closed'}>"
 
-    def __del__(self) -> None:
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:  # Python's end may have taken the module
         # The loop was closed while this served, or it never served.
         if getattr(self, "_listeners", None) is not None:
-            warnings.warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
+            _warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
             self._stop()
 
     # ------------------------------------------------------------------ as asyncio.Server
