@@ -18,6 +18,7 @@ the engine has none, by a thread that waits. How a connection gets to the loop i
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import warnings
 import weakref
@@ -72,6 +73,10 @@ async def start_server(
     return await create_server(factory, host, port, **kwds)
 
 
+# From 3.11.7 and 3.12.1 on CPython closes the connection of a coroutine that fails, and tells the loop.
+_LEFT_TO_US = sys.version_info < (3, 11, 7) or sys.version_info[:3] == (3, 12, 0)
+
+
 class _StreamProtocol(asyncio.StreamReaderProtocol):
     """asyncio closes the connection of a coroutine that fails, not that of a function: nobody else would."""
 
@@ -81,6 +86,18 @@ class _StreamProtocol(asyncio.StreamReaderProtocol):
         except BaseException:
             transport.close()
             raise
+        task: asyncio.Task[object] | None = getattr(self, "_task", None)
+        if _LEFT_TO_US and task is not None:
+            task.add_done_callback(partial(self._ended, transport))
+
+    def _ended(self, transport: asyncio.BaseTransport, task: asyncio.Task[object]) -> None:
+        if task.cancelled():
+            transport.close()
+        elif (error := task.exception()) is not None:
+            message = "Unhandled exception in client_connected_cb"
+            context = {"message": message, "exception": error, "transport": transport}
+            task.get_loop().call_exception_handler(context)
+            transport.close()
 
 
 async def create_server(
