@@ -37,12 +37,7 @@ DIRECTIVES = {
 # nothing, so _resolve is fast, where there is room for it: without a GIL all code is larger. Clang inlines much, unless
 # told twice.
 FAST = set() if sysconfig.get_config_var("Py_GIL_DISABLED") else {"_resolve"}
-NO_SHORT_CUTS = [
-    ("CYTHON_FAST_THREAD_STATE", "0"),
-    ("CYTHON_USE_TYPE_SLOTS", "0"),
-    ("CYTHON_USE_PYLONG_INTERNALS", "0"),
-    ("CYTHON_USE_UNICODE_INTERNALS", "0"),
-]
+NO_SHORT_CUTS = [("CYTHON_USE_PYLONG_INTERNALS", "0"), ("CYTHON_USE_UNICODE_INTERNALS", "0")]
 CLANG = sys.platform == "darwin" or "zig" in os.environ.get("CC", "")
 
 if sys.platform == "win32":
