@@ -35,7 +35,7 @@ from wire import (
 )
 
 import harken
-from children import needs_strace, traced
+from children import FORK, needs_strace, traced
 from machine import WINDOWS, linux_only, posix_only, windows_only, wine_lacks
 
 MEGABYTE = 1 << 20
@@ -626,23 +626,6 @@ def test_threads_share_a_listener_without_loss_or_doubles(listener: harken.Socke
         assert taken == Counter(client.getsockname() for client in connected)
 
 
-FORK = (
-    SIGNALS
-    + """
-def in_a_child(function):
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(20)
-            function()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-"""
-)
-
-
 @pytest.mark.parametrize("method", ["accept", "accept_many"])
 def test_whoever_shares_a_listener_may_make_it_block(method: str) -> None:
     with listening() as listener:
@@ -664,7 +647,8 @@ def test_whoever_shares_a_listener_may_make_it_block(method: str) -> None:
 @pytest.mark.parametrize("method", ["accept", "accept_many"])
 def test_closing_in_a_fork_neither_hangs_nor_wakes_the_parent(method: str) -> None:
     code = (
-        FORK
+        SIGNALS
+        + FORK
         + f"""
 with listening() as listener:
     waiting = Call(listener.{method}).blocked()
@@ -688,7 +672,8 @@ with listening() as listener:
 @posix_only
 def test_closing_a_connection_in_a_fork_leaves_it_to_the_parent() -> None:
     code = (
-        FORK
+        SIGNALS
+        + FORK
         + """
 with connection() as (client, server):
     waiting = Call(client.recv, 1).blocked()
@@ -703,7 +688,8 @@ with connection() as (client, server):
 @posix_only
 def test_a_fork_accepts_for_itself() -> None:
     code = (
-        FORK
+        SIGNALS
+        + FORK
         + """
 with listening() as listener:
     waiting = Call(listener.accept).blocked()
@@ -735,7 +721,8 @@ with listening() as listener:
 @pytest.mark.parametrize("method", ["accept", "accept_many"])
 def test_a_fork_can_close_under_its_own_wait_with_a_timeout(method: str) -> None:
     code = (
-        FORK
+        SIGNALS
+        + FORK
         + f"""
 with listening() as listener:
     listener.settimeout(0.001)
