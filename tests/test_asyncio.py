@@ -535,6 +535,7 @@ def test_several_sockets_that_are_there_already(way: Way) -> None:
     way.run(test)
 
 
+@pytest.mark.thread_unsafe(reason="counts the sockets of the process")
 def test_sockets_that_cannot_be_served_are_refused_and_stay_their_owners() -> None:
     async def test() -> None:
         before = open_sockets()
