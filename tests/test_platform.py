@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,3 +283,15 @@ def test_the_compiled_modules_name_the_calls(call: str) -> None:
 def test_the_errors_of_the_system_are_read_in_the_room_only() -> None:
     reads = re.compile(r"\berrno\s*[.(]|WSAGetLastError|GetLastError")
     assert [path.name for path in COMPILED if reads.search(path.read_text("utf-8"))] == []
+
+
+def test_a_wheel_is_tested_with_all_that_the_tests_read() -> None:
+    """cibuildwheel gives them these folders, and nothing else of the tree."""
+    settings = tomllib.loads((TREE / "pyproject.toml").read_text("utf-8"))["tool"]["cibuildwheel"]
+    read = {
+        name
+        for test in HERE.glob("*.py")
+        for name in re.findall(r'(?:TREE|parent\.parent) / "([\w.]+)"', test.read_text("utf-8"))
+    }
+    assert read >= {"benchmarks", "docs", "examples", "ext", "src"}
+    assert read <= set(settings["test-sources"])
