@@ -286,7 +286,7 @@ def test_where_nothing_was_inherited_all_of_it_is_set_at_accept(monkeypatch: pyt
         listener.setsockopt(*CASES["ttl"].number(host), 44)
         listener.setsockopt(SOCKET, socket.SO_RCVBUF, 90_000)
         if LINUX:
-            other = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()[-1]
+            other = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()[-1]
             listener.setsockopt(TCP, 13, other.encode())
         with accepted(listener, host) as connections:
             for connection in connections:
@@ -918,7 +918,7 @@ def test_what_the_system_rounds_is_read_back() -> None:
 # ---------------------------------------------------------------------------- what the system lacks
 
 
-LACKING = [name for name in CASES if name not in HERE]
+LACKING = [name for name in CASES if name not in OPTIONS]
 
 
 def on(value: Any) -> Any:

@@ -111,7 +111,7 @@ static const net_option_t net_options[] = {
 #elif defined(IP_BOUND_IF) && defined(IPV6_BOUND_IF) /* macOS */
     {"interface", IPPROTO_IP, IP_BOUND_IF, IPPROTO_IPV6, IPV6_BOUND_IF, 0},
 #endif
-#ifdef TCP_MAXSEG
+#if defined(TCP_MAXSEG) && !defined(_WIN32) /* the SDK of Windows names it, but its TCP does not document it */
     NET_BOTH("mss", IPPROTO_TCP, TCP_MAXSEG, NET_INHERITED),
 #endif
 #ifdef TCP_CONGESTION
