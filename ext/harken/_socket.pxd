@@ -17,6 +17,7 @@ cdef class Socket:
     cdef unsigned char held  # bound so that nobody else can listen: undone before listen(2)
     cdef unsigned char listens  # made to by this object
     cdef unsigned char has_waker
+    cdef unsigned char fate  # why the handle is not here: see move.pxi
     cdef net_waker_t waker  # owned: made by the first accept() that waits, closed with the handle
     cdef int wished  # the backlog for listen(), -1 for the most
     cdef double seconds  # the timeout: negative waits for ever, 0 not at all

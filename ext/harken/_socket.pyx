@@ -29,6 +29,8 @@ from harken._system cimport forks
 from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
 from harken._resolve cimport decode, locate, shown
 
+include "move.pxi"
+
 cdef enum:
     BATCH = 64  # how many connections one trip into C takes at the most
     TIMED_OUT = -2  # no error number of any system
@@ -832,19 +834,10 @@ cdef class Socket:
     def to_socket(self):
         """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. When it fails,
         nothing has moved."""
+        self.must_be_open()
         from socket import socket
-        cdef double seconds = self.seconds
-        cdef net_socket_t handle
-        self.enter(False, &handle)
-        try:
-            # The protocol is told, not asked for: asyncio reads it to decide about TCP_NODELAY.
-            made = socket(self.family, self.type, self.proto, fileno=handle)
-        finally:
-            self.leave(False)
-        if self.let_go(False) == c.NET_INVALID:
-            made.detach()  # closed by another thread, since we looked
-            self.closed()
-        made.settimeout(None if seconds < 0 else seconds)  # now that nobody accepts from it any more
+        made = empty(socket)
+        move_each((self,), [made], [self.gettimeout()], BY_TO_SOCKET, True)
         return made
 
     def __enter__(self):
@@ -887,6 +880,8 @@ cdef net_socket_t part_with_socket(Socket self, bint nudge) noexcept:
     """let_go() for whoever is in the critical section already: to enter it twice means to leave it between."""
     cdef net_socket_t handle = self.handle
     if handle == c.NET_INVALID:
+        if nudge and self.fate == MOVING:
+            self.fate = CLOSE_WISHED
         return handle
     if self.forks != forks():
         self.forget_other_process()
