@@ -113,7 +113,7 @@ def by_hand(
 
 
 def with_one(connection: Any) -> None:
-    try:  # noqa: SIM105 (what is measured has no room for suppress())
+    try:  # what is measured has no room for suppress()
         connection.send(connection.recv(SIZE))
     except OSError:  # reset by the client
         pass

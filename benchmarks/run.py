@@ -38,6 +38,7 @@ CASES = [
     Case("drain_many_nonblocking", "{} queued: accept_many(64); stdlib: accept(), setblocking(False)", 2000),
     Case("drain_one", "{} queued, addresses asked for: accept()", 2000),
     Case("import", "import; stdlib: import socket", 1),
+    Case("import_and_listen", "import and the first listen(); stdlib: import socket", 1),
 ]
 
 
@@ -58,7 +59,7 @@ def measure(cases: list[Case], rounds: int) -> list[tuple[Case, report.Samples]]
         imports = [FreshInterpreter("stdlib", "socket", bytecode), FreshInterpreter("ours", "harken", bytecode)]
         for number in range(rounds + 1):
             for case, kept in zip(cases, samples, strict=True):
-                taking_part = imports if case.name == "import" else contenders
+                taking_part = imports if case.name.startswith("import") else contenders
                 first = number % len(taking_part)
                 for contender in taking_part[first:] + taking_part[:first]:
                     took = contender.measure(case.name, case.operations)

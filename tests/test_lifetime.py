@@ -253,9 +253,19 @@ def test_dropping_an_open_socket_warns_as_the_standard_library_does() -> None:
     assert "ResourceWarning: unclosed harken.Socket" in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["socket", "typing", "asyncio", "threading", "enum", "collections"])
-def test_importing_harken_does_not_import(module: str) -> None:
-    program = f"import sys; sys.path[:] = {sys.path!r}; import harken; print({module!r} in sys.modules)"
+@pytest.mark.parametrize(
+    "module",
+    ["socket", "typing", "asyncio", "threading", "enum", "collections", "functools", "contextlib", "re", "dataclasses"],
+)
+def test_importing_harken_and_listening_does_not_import(module: str) -> None:
+    program = f"""if 1:
+        import sys; sys.path[:] = {sys.path!r}
+        import harken
+        with harken.listen("127.0.0.1:0") as (listener,):
+            harken.listen(":0").close()
+            harken.adopt(listener.detach()).close()
+        print({module!r} in sys.modules)
+    """
     ended = subprocess.run(
         [sys.executable, "-S", "-E", "-c", program], capture_output=True, text=True, timeout=60, check=True
     )

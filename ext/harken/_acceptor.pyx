@@ -31,6 +31,7 @@ from harken._platform cimport net_engine_t, net_failures_t, net_lock_t, net_sock
 from harken._socket cimport Socket, end_socket, part_with_socket, shut_socket, watch_t
 
 from ._overload import report
+from ._stats import AcceptorStats
 
 cdef enum:
     BATCH = 64  # connections that accept_many() takes at the most, unless told
@@ -1048,7 +1049,6 @@ cdef class Acceptor:
 
     def stats(self):
         """What has happened so far: an `AcceptorStats`."""
-        from ._stats import AcceptorStats
         cdef net_failures_t failures
         cdef double paused
         cdef unsigned long long accepted, shedded, pauses

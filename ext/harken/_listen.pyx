@@ -18,7 +18,10 @@ from harken._resolve cimport decode, found_at, found_t, free_found, resolve
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open
+from harken._errors import failure
+from harken._inherit import give_back as give_back_inherited, inherited
 from harken._listener import IncompleteListeners, Listener, Listeners
+from harken._loading import load
 from harken._socket import state_of
 from harken._stats import warn_if_less
 
@@ -46,7 +49,10 @@ cdef class Tools:
         key."""
         found = self.known.get(bind) if type(bind) is str or type(bind) is int else None
         if found is None:
-            found = to_open(bind)
+            try:
+                found = to_open(bind)
+            except OSError as reason:  # the codec of a name that is not ASCII cannot be loaded
+                fail("getaddrinfo", str(bind), exhausted() or reason)
             if not found.is_plain:
                 plain[0] = False
         return <tuple>found
@@ -55,8 +61,8 @@ cdef class Tools:
         """How each bind is to be opened; None where nothing is asked for but the backlog."""
         if (options is None or (len(options) == 1 and "backlog" in options)) and not any([bind[7] for bind in binds]):
             return [None] * len(binds)
-        from harken._options import for_binds
-        from harken._plan import Plan
+        for_binds = part("_options", str(binds[0])).for_binds
+        Plan = part("_plan", str(binds[0])).Plan
         return [Plan(chosen) for chosen in for_binds(self.called(), binds, options or {})]
 
     cdef str called(self):
@@ -197,7 +203,8 @@ cdef list bind_one(
     try:
         resolve(&addresses, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
     except OSError as reason:
-        fail("getaddrinfo", text, reason)
+        # A resolver that can open no file says that it has not found the name.
+        fail("getaddrinfo", text, exhausted() or reason)
     try:
         lacking = family_to_leave_out(host, &addresses)
         while True:
@@ -265,8 +272,7 @@ cdef list bind_one(
 cdef Socket new_socket(Tools tools, object plan):
     if plan is None:
         return <Socket>c.object_of(tools.listener)  # called, it would open a socket of its own
-    from harken._plan import TunedListener
-    return TunedListener.of(plan)
+    return plan.listener()
 
 
 cdef list bind_special(
@@ -278,7 +284,6 @@ cdef list bind_special(
     cdef list of_bind
     scheme = bind[6]
     if scheme == "fd" or scheme == "systemd":
-        from harken._inherit import inherited
         of_bind = inherited(bind, [sock.fileno() for sock in sockets])
         special.append([bind, of_bind, plan])
         if plan is not None:
@@ -287,8 +292,7 @@ cdef list bind_special(
         sockets += of_bind
         return left_out
     if scheme == "unix":
-        from harken._unix import open_planned
-        sockets.append(open_planned(bind[4], plan))
+        sockets.append(part("_unix", bind[4]).open_planned(bind[4], plan))
     elif scheme == "vsock":
         sockets.append(bind_vsock(tools, bind, plan))
     else:
@@ -375,8 +379,7 @@ cdef int listen_special(Tools tools, list special, list sockets, int backlog) ex
 cdef int publish_paths(list special, list sockets) except -1:
     """The last step: once a live server's path is ours, no error could give it back."""
     if any([entry[0][6] == "unix" for entry in special]):
-        from harken._unix import publish
-        publish(sockets)
+        load("harken._unix").publish(sockets)
     return 0
 
 
@@ -413,8 +416,7 @@ cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -
 cdef int give_back(list special) except -1:
     for bind, of_bind, _ in special:
         if bind[6] == "fd" or bind[6] == "systemd":
-            from harken._inherit import give_back
-            give_back(of_bind)
+            give_back_inherited(of_bind)
     return 0
 
 
@@ -575,6 +577,27 @@ cdef int close_all(list sockets) except -1:
     return 0
 
 
+cdef object part(str name, str text):
+    """A module that only some binds need. Where it cannot be loaded because descriptors or memory have run out, a
+    socket cannot be had either, and that is the error: it is the same as of a bind that needs no more modules."""
+    cdef int error
+    try:
+        return load(f"harken.{name}")
+    except OSError as reason:
+        error = exhausted()
+        if error:
+            fail("socket", text, error)
+        fail("import", text, reason)
+
+
+cdef int exhausted() except -1:
+    """The error of socket(2), where no descriptors or no memory are left; else 0."""
+    cdef Socket sock = Socket.__new__(Socket)
+    cdef int error = sock.open(c.AF_INET, c.SOCK_STREAM, 0)
+    sock.end()
+    return error if c.net_overloaded(error) else 0
+
+
 cdef object error_of(int number):
     """The exception that the platform's sockets would raise."""
     try:
@@ -585,6 +608,5 @@ cdef object error_of(int number):
 
 cdef int fail(str step, object address, object reason, object plan=None) except -1:
     """``reason`` is an error number, or an exception that was raised already."""
-    from harken._errors import failure
     reason = reason if isinstance(reason, OSError) else error_of(reason)
     raise failure(step, address, reason, None if plan is None else plan.concerned(step)) from None

@@ -10,8 +10,10 @@ from libc.string cimport memchr, memcpy, memset, strcmp
 cimport harken._platform as c
 from harken._platform cimport addrinfo, net_address_t, net_length_t
 
+from _socket import gaierror  # the standard library's own class, without the cost of importing ``socket``
 from _collections_abc import Sequence  # collections.abc, without what else is in collections
 
+from harken._loading import idna
 import harken._system  # no-cython-lint: starts Winsock, before any call below
 
 include "address.pxi"
@@ -244,9 +246,7 @@ cdef bytes service_of(object host, object port, bint *numeric):
 
 
 cdef int raise_gaierror(int error, object host, object port) except -1:
-    """The standard library's own class, so that ``except socket.gaierror`` catches it. ``_socket`` has it without the
-    cost of importing ``socket``."""
-    from _socket import gaierror
+    """The standard library's own class, so that ``except socket.gaierror`` catches it."""
     text = (<bytes>c.NET_ERROR_TEXT(error)).decode("utf-8", "replace")
     raise gaierror(error, f"{text} (host {host!r}, port {port!r})")
 

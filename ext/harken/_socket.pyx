@@ -29,6 +29,8 @@ from harken._system cimport forks
 from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
 from harken._resolve cimport decode, locate, shown
 
+from harken._loading import load
+
 include "move.pxi"
 
 cdef enum:
@@ -835,8 +837,7 @@ cdef class Socket:
         """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. When it fails,
         nothing has moved."""
         self.must_be_open()
-        from socket import socket
-        made = empty(socket)
+        made = empty(load("socket").socket)
         move_each((self,), [made], [self.gettimeout()], BY_TO_SOCKET, True)
         return made
 

@@ -48,7 +48,7 @@ cdef bytes text_of(object host, str what):
             text = (<str>host).encode("ascii")
         else:
             try:
-                text = host.encode("idna")
+                text = idna(host)
             except UnicodeError as error:
                 # The codec's own message does not say which of the caller's arguments it is about.
                 error.add_note(f"{what}: {host!r} is no host name")

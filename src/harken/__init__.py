@@ -12,6 +12,7 @@ The map of the house, in the order of the flow:
     _acceptor    the accept engine: batches, limits, overload: `Acceptor`         (compiled)
     asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
     _overload    what the log is told when descriptors run out
+    _loading     what is loaded when: `preload`
     _stats       how long the queues are: `stats`; what an acceptor did: `AcceptorStats`
     _unix        unix sockets: whose a path is, and from when
     _handover    the same as `socket.socket` objects, for other servers
@@ -25,9 +26,14 @@ The map of the house, in the order of the flow:
 and underneath `_system`: WSAStartup and WSACleanup, and the numbers.
 """
 
+from ._acceptor import Acceptor
 from ._bind import Bind
+from ._errors import AddressInUseError, ListenError
+from ._inherit import adopt, from_systemd
 from ._listen import bind, listen
 from ._listener import Listener, Listeners
+from ._loading import load as _load
+from ._loading import preload
 from ._resolve import AddrInfo, AddrInfoEntry, getaddrinfo
 from ._socket import Socket
 from ._stats import AcceptorStats, ListenerStats, stats
@@ -70,10 +76,7 @@ from ._system import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._acceptor import Acceptor
-    from ._errors import AddressInUseError, ListenError
     from ._holders import Holder, holders
-    from ._inherit import adopt, from_systemd
     from ._options import Options
 
 __all__ = [
@@ -130,6 +133,7 @@ __all__ = [
     "getaddrinfo",
     "holders",
     "listen",
+    "preload",
     "stats",
 ]
 
@@ -137,27 +141,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # Needed when something fails, or when a program names it; an import that succeeds should not pay for it.
-    if name in ("AddressInUseError", "ListenError"):
-        from . import _errors
-
-        return getattr(_errors, name)
-    if name in ("adopt", "from_systemd"):
-        from . import _inherit
-
-        return getattr(_inherit, name)
-    if name == "Acceptor":
-        from ._acceptor import Acceptor
-
-        return Acceptor
-    if name == "AcceptorStats":
-        return AcceptorStats
+    # Loaded when a program names it; `import harken` should not pay for it.
     if name == "Options":
-        from ._options import Options
-
-        return Options
+        return _load("harken._options").Options
     if name in ("Holder", "holders"):
-        from . import _holders
-
-        return getattr(_holders, name)
+        return getattr(_load("harken._holders"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

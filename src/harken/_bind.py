@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from os import fsdecode, fsencode
 
+from ._loading import idna
 from ._resolve import normal_host
 from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
 
@@ -269,7 +270,7 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int]:
         return None, colon + 1
     _none_of(text, at, colon, "a host", _NO_HOST)
     try:
-        labels = host.encode("ascii" if host.isascii() else "idna").split(b".")
+        labels = (host.encode("ascii") if host.isascii() else idna(host)).split(b".")
     except UnicodeError:
         _refuse(text, at, f"{host!r} is no host name")
     if max(map(len, labels)) > 63:

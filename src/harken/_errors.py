@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import errno
-from functools import cached_property
-from typing import TYPE_CHECKING, cast
 
+# `import harken` loads this module, so that an error can be told when nothing can be loaded any more: it costs no
+# import that Python has not made at its own start.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from functools import cached_property
+    from typing import Any
+
     from ._holders import Finding, Holder
     from ._types import Address
+else:
+
+    class cached_property:  # noqa: N801
+        """functools.cached_property, without the import of functools."""
+
+        def __init__(self, function: Any) -> None:
+            self.function, self.__doc__ = function, function.__doc__
+
+        def __set_name__(self, owner: type, name: str) -> None:
+            self.name = name
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            if instance is None:
+                return self
+            return instance.__dict__.setdefault(self.name, self.function(instance))
 
 
 class ListenError(OSError):
@@ -21,7 +40,7 @@ class ListenError(OSError):
 
     step: str = "listen"
     """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind``, ``listen``; for inherited sockets
-    ``adopt`` or ``from_systemd``."""
+    ``adopt`` or ``from_systemd``; ``import`` where a module that the bind needs could not be loaded: see `preload`."""
 
     address: Address | str = ""
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
@@ -78,22 +97,36 @@ class AddressInUseError(ListenError):
         return self._finding.cause
 
     @cached_property
-    def _finding(self) -> Finding:
-        from ._holders import Finding, explain
-
+    def _finding(self) -> Finding | _Unknown:
+        try:
+            from ._holders import Finding, explain
+        except Exception:  # as for the hint
+            return _Unknown()
         try:
             found = explain(self.address) if self.address else Finding("unknown", [])
-        except Exception:  # as for the hint
+        except Exception:
             found = Finding("unknown", [])
         if found.cause == "unknown" and not isinstance(self.address, str):
-            from ._hints import excluded_range
-
+            try:
+                from ._hints import excluded_range
+            except Exception:
+                return found
             if excluded_range(*self.address[:2]):
                 return Finding("excluded", [])
         return found
 
 
 ListenError.__module__ = AddressInUseError.__module__ = "harken"  # where programs import them from
+
+
+class _Unknown:
+    """A `Finding` where the module that finds out cannot be loaded."""
+
+    cause = "unknown"
+
+    def __init__(self) -> None:
+        self.holders: list[Holder] = []
+
 
 _WSAEACCES = 10013
 
@@ -105,10 +138,10 @@ def failure(
     winerror = getattr(reason, "winerror", None)
     in_use = reason.errno == errno.EADDRINUSE or (winerror == _WSAEACCES and step == "bind")
     base, plain = AddressInUseError if in_use else ListenError, type(reason)
-    kind = base if plain is OSError else _KINDS.get((base, plain))
+    kind: type[ListenError] | None = base if plain is OSError else _KINDS.get((base, plain))
     if kind is None:
         name = f"{base.__name__.removesuffix('Error')}{plain.__name__[:1].upper()}{plain.__name__[1:]}"
-        kind = cast("type[ListenError]", type(name, (base, plain), {"__module__": "harken"}))
+        kind = type(name, (base, plain), {"__module__": "harken"})
         _KINDS[base, plain] = kind
     # On Windows OSError finds errno from its fourth argument.
     error = kind(*reason.args) if winerror is None else kind(reason.errno, reason.strerror, None, winerror)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
-from contextlib import suppress
 from errno import EINVAL
 
+from ._errors import failure
 from ._listener import Listener, Listeners
 from ._socket import describe, let_go
 from ._system import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY
@@ -52,8 +52,10 @@ def adopt(fd_or_socket: int | Detachable) -> Listener:
         let_go(listener)
         raise
     if listener.family in (AF_INET, AF_INET6):
-        with suppress(OSError):  # of another protocol
+        try:
             listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        except OSError:
+            pass  # of another protocol
     return listener
 
 
@@ -76,8 +78,6 @@ def _must_fit(fd: int) -> None:
 
 
 def _fail(step: str, address: str, reason: OSError | str) -> NoReturn:
-    from ._errors import failure
-
     raise failure(step, address, reason if isinstance(reason, OSError) else OSError(EINVAL, reason)) from None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from os import fsdecode
 
 from ._bind import ANY_CID, unix_url
+from ._errors import failure
+from ._loading import load
 from ._resolve import scope_name
 from ._socket import Socket, carried, close_each, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
@@ -87,8 +89,6 @@ class Listener(Socket):
         except OSError as reason:
             if self.fileno() < 0:
                 raise
-            from ._errors import failure
-
             raise failure("listen", self.address, reason) from None
         return carried(self)[0] if backlog is None else backlog
 
@@ -140,8 +140,7 @@ class Listeners(tuple[Listener, ...]):
         A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a
         spawned worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)
         """
-        from ._handover import hand_over
-
+        hand_over = load("harken._handover").hand_over
         for listener in self:
             listener._must_be_movable()  # all or none
         return [hand_over(listener) for listener in self]
@@ -186,8 +185,10 @@ class IncompleteListeners(Listeners):
     @property
     def left_out(self) -> Sequence[tuple[Address, OSError]]:
         if not self._explained:  # when it is asked for: whoever does not ask need not wait
-            from ._hints import why_left_out
-
+            try:
+                why_left_out = load("harken._hints").why_left_out
+            except OSError:
+                return self._left_out  # without the reasons
             self._left_out = [(address, why_left_out(address, error)) for address, error in self._left_out]
             self._explained = True
         return self._left_out

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def report(open_connections: int, error: OSError, shed: bool) -> None:
     """One line; how often is the caller's business."""
-    import logging
-
     what = "new clients are turned away" if shed else "clients wait in the queue"
-    logging.getLogger("harken").warning("cannot accept: %s; %d connections are open, %s", error, open_connections, what)
+    text, facts = "cannot accept: %s; %d connections are open, %s", (error, open_connections, what)
+    try:
+        import logging
+    except MemoryError:
+        raise
+    except Exception:  # its files cannot be read any more: then as it would do without a handler
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text % facts}\n")
+    else:
+        logging.getLogger("harken").warning(text, *facts)

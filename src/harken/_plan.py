@@ -66,6 +66,10 @@ class Plan:
             user_id(options.owner)  # a name that nobody has is found out before there is a socket
             group_id(options.group)
 
+    def listener(self) -> TunedListener:
+        """A listener that knows what was asked for, without a socket yet."""
+        return TunedListener.of(self)
+
     @property
     def guards(self) -> bool:
         """Is the port kept from other processes although it is to be shared?"""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from _warnings import warn  # of C, as warnings has it: that module may not be loaded yet, and now be out of reach
 
+from ._loading import load
 from ._socket import describe, queue_of
 from ._system import AF_INET, AF_INET6, AF_UNIX
 
@@ -122,17 +124,14 @@ _LISTEN = 10
 
 def _unix_queue(handle: int) -> tuple[int | None, int | None]:
     """From the kernel, about the socket with this inode. It is asked for no other, however many there are."""
-    import struct
-
-    from . import _netlink
-
     try:
+        struct, netlink = load("struct"), load("harken._netlink")
         inode = os.fstat(handle).st_ino & 0xFFFFFFFF
         request = struct.pack("=BBxxIIIII", AF_UNIX, 0, 1 << _LISTEN, inode, _SHOW_QUEUE, 0xFFFFFFFF, 0xFFFFFFFF)
-        body = _netlink.ask(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request)
+        body = netlink.ask(netlink.SOCK_DIAG, netlink.DIAG_BY_FAMILY, request)
     except OSError:  # no netlink, or not for us; or the socket is of another network namespace
         return None, None
-    two = _netlink.attributes(body[16:]).get(_QUEUE)
+    two = netlink.attributes(body[16:]).get(_QUEUE)
     if body[2] != _LISTEN or two is None:
         return None, None
     queued, limit = struct.unpack("=II", two)
@@ -142,12 +141,12 @@ def _unix_queue(handle: int) -> tuple[int | None, int | None]:
 def _dropped() -> tuple[int | None, int | None]:
     """The counters of Linux: a line of names, and under it a line of numbers."""
     try:
-        with open("/proc/net/netstat", encoding="ascii") as table:
-            lines = [line.split() for line in table if line.startswith("TcpExt:")]
+        with open("/proc/net/netstat", "rb") as table:  # as bytes: a codec might have to be loaded
+            lines = [line.split() for line in table if line.startswith(b"TcpExt:")]
     except OSError:
         return None, None
     counters = dict(zip(*lines, strict=True))
-    overflows, drops = counters.get("ListenOverflows"), counters.get("ListenDrops")
+    overflows, drops = counters.get(b"ListenOverflows"), counters.get(b"ListenDrops")
     return None if overflows is None else int(overflows), None if drops is None else int(drops)
 
 
@@ -158,14 +157,12 @@ def warn_if_less(asked: Iterable[tuple[Socket, int]], level: int = 2) -> None:
     for listener, backlog in asked:
         granted = queue(listener.fileno())[1] if backlog >= 0 else None
         if granted is not None and granted < backlog:
-            import warnings
-
             wished = min(backlog, 0x7FFFFFFF)
             if os.path.exists("/proc/sys/net/core/somaxconn"):
                 setting, container = "net.core.somaxconn", f"; for a container --sysctl net.core.somaxconn={wished}"
             else:
                 setting, container = "kern.ipc.soacceptqueue", ""
-            warnings.warn(
+            warn(
                 f"a backlog of {backlog} was asked for, and the system grants {granted}: when so many connections wait,"
                 f" more are dropped and have to try again. To raise the limit: sysctl -w {setting}={wished}{container}",
                 RuntimeWarning,

@@ -1,0 +1,89 @@
+"""Modules that are loaded when they are first needed; and `preload`, after which none is.
+
+A program runs out of descriptors, changes its root directory or its user, or has its files replaced under it: from then
+on Python can load nothing more. So `import harken` loads what opening and accepting need, and what their errors are
+made of. The rest takes longer to load than all of that, and waits: the modules that explain an error, those that set
+options, and the standard library's own, where a socket is handed over to its objects.
+"""
+
+from __future__ import annotations
+
+from sys import modules
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PARTS = (
+    "_foresee", "_handover", "_hints", "_holders", "_inherit", "_netlink", "_options", "_plan", "_stats", "_types",
+    "_unix",
+)  # fmt: skip
+"""The modules of this package that `preload` loads; the others are there already, are commands, or are asyncio's."""
+
+_OTHERS = (
+    "logging", "warnings", "traceback", "linecache", "tokenize", "tracemalloc",  # what Python reports with
+    # By which a worker is sent a socket.
+    "multiprocessing.reduction", "multiprocessing.resource_sharer", "multiprocessing.connection", "hmac", "tempfile",
+)  # fmt: skip
+_WHERE_THERE_ARE = ("fcntl", "grp", "pwd", "resource", "psutil")  # not on every system, or not installed
+
+
+def load(name: str) -> Any:
+    """The module of this name. Raises OSError where it cannot be loaded, with the reason of the system if it is one:
+    EMFILE, for example; else ENOENT."""
+    try:
+        return __import__(name, None, None, ("__name__",))
+    except MemoryError:
+        raise
+    except Exception as error:  # a file may be missing, unreadable, or cut off
+        reason = _reason(error)
+        why = f"{reason.strerror} (the module {name} cannot be loaded; harken.preload() loads it beforehand)"
+        raise OSError(reason.errno, why) from error
+
+
+def idna(host: str) -> bytes:
+    """A name in the encoding of international domain names. Raises UnicodeError for what is no name, and OSError where
+    the codec cannot be loaded, which is then tried again the next time: Python itself would never find it again."""
+    load("encodings.idna")
+    return host.encode("idna")
+
+
+def _reason(error: Exception) -> OSError:
+    if isinstance(error, OSError) and error.errno:
+        return error
+    if path := getattr(error, "path", None):  # of an extension, whose loader does not pass on the number
+        try:
+            open(path, "rb").close()
+        except OSError as reason:
+            return reason
+    return OSError(2, str(error))
+
+
+def preload() -> None:
+    """Loads everything that harken may need later on: for errors and their hints, options, overload, and sockets that
+    are handed over to other servers.
+
+    Call it before this process loses access to Python's files: before chroot(2), setuid(2), a sandbox, or a limit on
+    descriptors that may be reached. Without it everything still works as long as those files can be read; where they
+    cannot, a call fails with an OSError that says so, and errors come without their hints and holders.
+
+    It takes some 100 milliseconds once, and nothing after that; any thread may call it. `harken.asyncio` is not
+    imported by it. Raises OSError when a module cannot be loaded.
+    """
+    for part in PARTS:
+        load(f"harken.{part}")
+    for name in _OTHERS:
+        load(name)
+    for name in _WHERE_THERE_ARE:
+        try:
+            __import__(name)
+        except ImportError:
+            pass
+    import codecs
+    import locale
+
+    idna("harken\u00e9")  # it has tables, which are loaded when they are first used
+    for encoding in {"utf-8", "ascii", "latin-1", "unicode_escape", locale.getpreferredencoding(False)}:
+        codecs.lookup(encoding)
+    if "harken.asyncio" in modules:
+        load("harken._transport")
