@@ -66,9 +66,11 @@ class FreshInterpreter:
     def measure(self, case: str, count: int) -> float:
         """Nanoseconds of one import, the mean of ``count``; in the case "import_and_listen" ours with its first
         listener."""
-        first = "; harken.listen('127.0.0.1:0')" if (self.name, case) == ("ours", "import_and_listen") else ""
+        to_do = f"import {self.module}"
+        if (self.name, case) == ("ours", "import_and_listen"):
+            to_do += "; harken.listen('127.0.0.1:0')"
         code = (
-            f"from time import perf_counter_ns as now; start = now(); import {self.module}{first}; took = now() - start\n"
+            f"from time import perf_counter_ns as now; start = now(); {to_do}; took = now() - start\n"
             f"import sys; assert {self.module!r} == 'socket' or 'socket' not in sys.modules; print(took)"
         )
         command = [sys.executable, "-W", "ignore", "-c", code]
