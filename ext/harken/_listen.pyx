@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memset
 
 cimport harken._platform as c
 from harken._platform cimport addrinfo, net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
-from harken._resolve cimport decode, found_at, found_t, free_found, resolve
+from harken._resolve cimport decode, found_at, found_t, free_found, resolve_bind
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open
@@ -201,7 +201,7 @@ cdef list bind_one(
         port, end = start or port, bind[5]
     memset(&addresses, 0, sizeof(addresses))
     try:
-        resolve(&addresses, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
+        resolve_bind(&addresses, bind, port, family)
     except OSError as reason:
         # A resolver that can open no file says that it has not found the name.
         fail("getaddrinfo", text, exhausted() or reason)

@@ -295,6 +295,30 @@ cdef int resolve(found_t *found, object host, object port, int family, int type,
     return 0
 
 
+cdef int resolve_bind(found_t *found, tuple bind, object port, int family) except -1:
+    """The addresses of a `Bind`, of one family or of all, with this port. A scope that it has as a number
+    stays one: behind ``%`` in the host, the resolver would first look for an interface of that name."""
+    cdef addrinfo *each
+    cdef Py_ssize_t n
+    host, scope = bind[0], bind[8]
+    if scope is not None:
+        host = host.partition("%")[0]
+    resolve(found, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
+    if scope is not None:
+        for n in range(found.size):
+            each = found_at(found, n)
+            if each.ai_family == c.AF_INET6:
+                (<sockaddr_in6 *>each.ai_addr).sin6_scope_id = scope
+    return 0
+
+
+def addresses_of(object bind, int family):
+    """What `harken.listen` would bind for a `Bind` of a host and a port, as `getaddrinfo` gives it."""
+    cdef AddrInfo found = AddrInfo.__new__(AddrInfo)
+    resolve_bind(&found.found, <tuple>bind, bind[1], family)
+    return found
+
+
 # getaddrinfo() costs 0.1 microseconds in C; a function with six keywords that Cython makes costs as much again before
 # its first line. So this one takes its arguments as CPython hands them over (vectorcall), and is bound to the class of
 # its result, which saves looking it up.

@@ -18,6 +18,11 @@ from os import fsdecode, fsencode, fspath
 from harken._platform cimport sockaddr, sockaddr_in, sockaddr_in6
 
 
+cdef enum:
+    # More than any name has, also when its letters and their accents are apart, and characters without meaning between.
+    MOST_OF_A_NAME = 1024
+
+
 cdef str shown(object number):
     """A number for a message; Python refuses to write out thousands of digits."""
     return str(number) if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
@@ -46,6 +51,11 @@ cdef bytes text_of(object host, str what):
     if isinstance(host, str):
         if c.PyUnicode_IS_ASCII(host):
             text = (<str>host).encode("ascii")
+        elif ":" in host:
+            text = fsencode(host)  # no name, but an address; in its scope, a device's name, may stand any byte
+        elif len(host) > MOST_OF_A_NAME:
+            # The codec takes time with the square of the length; no name that it could make of this would be one.
+            raise UnicodeError(f"{what}: a host of {len(host)} characters, a name has 253 at most")
         else:
             try:
                 text = idna(host)
@@ -193,6 +203,12 @@ def normal_host(str host):
 
 
 def scope_name(unsigned int index):
-    """The interface that a scope id names, as it is written behind ``%``: its name, on Windows its number."""
+    """The interface that a scope id names, as it is written behind ``%``: its name. Its number on Windows, where no
+    interface has this number now, and where its name is itself a number, which would be taken for another's."""
     cdef char name[c.IF_NAMESIZE]
-    return name.decode("utf-8", "surrogateescape") if c.net_scope_name(index, name) == 0 else str(index)
+    cdef bytes text
+    if c.net_scope_name(index, name) == 0:
+        text = name
+        if not text.isdigit():
+            return fsdecode(text)
+    return str(index)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from os import fsdecode, fsencode
 
 from ._loading import idna
-from ._resolve import normal_host
+from ._resolve import normal_host, scope_name
 from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, Self
 
     _Pairs = tuple[tuple[str, str], ...]
-    _Fields = tuple[str | None, int | str | None, int, str, str | int | None, int | None, str, _Pairs]
+    _Fields = tuple[str | None, int | str | None, int, str, str | int | None, int | None, str, _Pairs, int | None]
 
 _FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
 _SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
@@ -35,7 +35,9 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 _Mapping = type(type.__dict__)  # types.MappingProxyType, without the import
 
 
-class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None", "int | None", str, "_Pairs"]):
+class Bind(
+    tuple["str | None", "int | str | None", int, str, "str | int | None", "int | None", str, "_Pairs", "int | None"]
+):
     """One bind, read. Raises ValueError for a text that is none: it shows the text, the place and what is wrong.
 
     A bind is a value: it cannot be changed, and it is equal to another when both mean the same, however they are
@@ -43,7 +45,8 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
     are not resolved for this: ``localhost:http`` and ``127.0.0.1:80`` are two.
     """
 
-    # Inside: (host, port, family, text, target, last port of a range, scheme, options). The story reads it by number.
+    # Inside: (host, port, family, text, target, last port of a range, scheme, options, scope id). The story reads it by
+    # number. The scope id is None where the host has no scope, or names it by its interface.
     __slots__ = ()
 
     def __new__(cls, bind: str | int | Bind) -> Self:
@@ -53,6 +56,31 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
     def parse(cls, bind: str | int | Bind) -> Self:
         """Reads a bind: the same as ``Bind(bind)``."""
         return cls(bind)
+
+    @classmethod
+    def of(
+        cls, host: str | None, port: int | str, *, scheme: str = "tcp", family: int = AF_UNSPEC, scope_id: int = 0
+    ) -> Self:
+        """A TCP bind from values, for a caller that has these and no text: nothing is written out and parsed again.
+
+        ``host`` is what getaddrinfo() takes: a name, an address without brackets, with or without ``%scope``; None and
+        the empty string are every address. Whether there is such a host is left to the resolver. ``port`` is a number,
+        the name of a service, or the empty string, which is 0 as in the standard library. ``family`` (AF_INET,
+        AF_INET6) goes with the scheme ``tcp`` and ``mptcp``. ``scope_id`` is the number in the fourth place of an
+        AF_INET6 address; it reaches bind() as this number, whatever the interface is called.
+
+        `url` and ``str()`` show the same bind as text. A host that no text can express, ``a b`` for one, is shown
+        percent-encoded.
+
+        Raises TypeError for values of other types, and ValueError for a scheme other than ``tcp tcp4 tcp6 mptcp``, a
+        port or scope id out of range, and a NUL in the host or the port.
+        """
+        return super().__new__(cls, _of(host, port, scheme, family, scope_id))
+
+    @property
+    def scope_id(self) -> int:
+        """The number of the interface, for a link-local address whose scope is a number; else 0."""
+        return self[8] or 0
 
     @property
     def scheme(self) -> str:
@@ -131,7 +159,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
         elif scheme == "fd":
             url = f"fd://{self[4]}"
         else:
-            host = self[4] if scheme == "vsock" else _normal(self[0])
+            host = self[4] if scheme == "vsock" else _normal(self[0], self[8])
             last = "" if self[5] is None else f"-{self[5]}"
             url = f"{scheme}://{'*' if host in (None, ANY_CID) else host}:{self[1]}{last}"
         return f"{url}?{options}" if options else url
@@ -142,8 +170,14 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
     def __repr__(self) -> str:
         return f"Bind({self[3]!r})"
 
-    def __getnewargs__(self) -> tuple[str]:
-        return (self[3],)
+    def __reduce__(self) -> tuple[object, ...]:
+        # By its text, as long as that says it all. What `of` has made need not have such a text.
+        try:
+            if tuple(type(self)(self[3])) == tuple(self):
+                return type(self), (self[3],)
+        except ValueError:
+            pass
+        return _made_again, (type(self), self[0], self[1], self[6], self.scope_id)
 
     def __hash__(self) -> int:
         return hash(self.url)
@@ -168,6 +202,10 @@ class Bind(tuple["str | None", "int | str | None", int, str, "str | int | None",
         return self.url >= other.url if isinstance(other, Bind) else NotImplemented
 
 
+def _made_again(kind: type[Bind], host: str | None, port: int | str, scheme: str, scope_id: int) -> Bind:
+    return kind.of(host, port, scheme=scheme, scope_id=scope_id)
+
+
 KNOWN: dict[str | int, Bind] = {}
 """Plain binds opened before: programs open the same few again and again, tests most of all. No more than 256."""
 
@@ -182,6 +220,65 @@ def to_open(bind: str | int | Bind) -> Bind:
     return result
 
 
+def _of(host: str | None, port: int | str, scheme: str, family: int, scope_id: int) -> _Fields:
+    if scheme not in _FAMILIES:
+        raise ValueError(f"a bind of a host and a port has the scheme {', '.join(_FAMILIES)}, and not {scheme!r}")
+    if family != AF_UNSPEC:
+        of_family = {AF_INET: "tcp4", AF_INET6: "tcp6"}.get(family)
+        if of_family is None or scheme not in ("tcp", of_family):
+            raise ValueError(f"the family {family} does not go with {scheme}")
+        scheme = of_family
+    host, port = _host_of(host), _port_of(port)
+    if not isinstance(scope_id, int):
+        raise TypeError(f"a scope id is an int, not {type(scope_id).__name__}")
+    if not 0 <= scope_id <= 0xFFFFFFFF:
+        raise ValueError(f"scope id {_shortly(scope_id)} is not between 0 and {0xFFFFFFFF}")
+    if host is not None and _takes_scope(host):
+        address, _, zone = host.partition("%")
+        if not scope_id and _is_number(zone) and _number(zone) <= 0xFFFFFFFF:
+            scope_id = _number(zone)
+        if scope_id:
+            host = f"{address}%{scope_id}"  # a number goes over a name in the host
+    else:
+        scope_id = 0  # the system ignores it
+    text = f"{scheme}://{_normal(host, scope_id) or '*'}:{port}"
+    return host, port, _FAMILIES[scheme], text, None, None, scheme, (), scope_id or None
+
+
+def _host_of(host: str | None) -> str | None:
+    if host is None:
+        return None
+    if not isinstance(host, str):
+        raise TypeError(f"a host is a str or None, not {type(host).__name__}: {host!r:.200}")
+    if "\0" in host:
+        raise ValueError(f"host {host[:200]!r} has a NUL in it")
+    return host[:] or None  # the text itself, also of a subclass with a __str__ of its own
+
+
+def _port_of(port: int | str) -> int | str:
+    if isinstance(port, str):
+        if "\0" in port:
+            raise ValueError(f"port {port[:200]!r} has a NUL in it")
+        if port and not _is_number(port):
+            return port[:]
+        port = _number(port)
+    elif not isinstance(port, int):
+        raise TypeError(f"a port is a number or a str, not {type(port).__name__}: {port!r:.200}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {_shortly(port)} is not between 0 and 65535")
+    return int(port)
+
+
+def _takes_scope(host: str) -> bool:
+    """Is this the address of an interface? Those of IPv6 that are link-local: fe80::/10, and fec0::/10, which was."""
+    address = normal_host(host.partition("%")[0]) or ""
+    return address[:3] in ("fe8", "fe9", "fea", "feb", "fec", "fed", "fee", "fef") and address[4:5] == ":"
+
+
+def _shortly(number: int) -> str:
+    return str(int(number)) if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
+
+
 # ---------------------------------------------------------------------------- reading
 
 
@@ -194,9 +291,9 @@ def _refuse(text: str, at: int, what: str) -> NoReturn:
 def _read(bind: str | int) -> _Fields:
     if isinstance(bind, int) and not isinstance(bind, bool):
         if not 0 <= bind <= 65535:
-            text = str(int(bind)) if bind.bit_length() < 1024 else f"a number of {bind.bit_length()} bits"
+            text = _shortly(bind)
             _refuse(text, 0, f"port {text} is not between 0 and 65535")
-        return None, int(bind), AF_UNSPEC, f":{int(bind)}", None, None, "tcp", ()
+        return None, int(bind), AF_UNSPEC, f":{int(bind)}", None, None, "tcp", (), None
     if not isinstance(bind, str):
         raise TypeError(f"a bind is a str or a port number, not {type(bind).__name__}: {bind!r}")
     text = bind[:]  # the text itself, also of a subclass with a __str__ of its own
@@ -208,20 +305,20 @@ def _read(bind: str | int) -> _Fields:
     else:
         options = _options(text, end + 1)
     if scheme == "unix":
-        return None, None, AF_UNIX, text, _path(text, at, end), None, scheme, options
+        return None, None, AF_UNIX, text, _path(text, at, end), None, scheme, options, None
     if scheme == "systemd":
-        return None, None, AF_UNSPEC, text, _name(text, at, end), None, scheme, options
+        return None, None, AF_UNSPEC, text, _name(text, at, end), None, scheme, options, None
     if scheme == "fd":
-        return None, None, AF_UNSPEC, text, _fd(text, at, end), None, scheme, options
+        return None, None, AF_UNSPEC, text, _fd(text, at, end), None, scheme, options, None
     if scheme == "vsock":
         colon = text.rfind(":", at, end)
         if colon < 0:
             _refuse(text, end, "the port is missing, as in vsock://*:1024")
         port, last = _port(text, colon + 1, end, 0xFFFFFFFE)
-        return None, port, AF_UNSPEC, text, _cid(text, at, colon), last, scheme, options
-    host, port_at = _host(text, at, end)
+        return None, port, AF_UNSPEC, text, _cid(text, at, colon), last, scheme, options, None
+    host, scope_id, port_at = _host(text, at, end)
     port, last = _port(text, port_at, end, 65535)
-    return host, port, _FAMILIES[scheme], text, None, last, scheme, options
+    return host, port, _FAMILIES[scheme], text, None, last, scheme, options, scope_id
 
 
 def _scheme(text: str) -> tuple[str, int]:
@@ -242,8 +339,8 @@ def _scheme(text: str) -> tuple[str, int]:
     return "tcp", 0
 
 
-def _host(text: str, at: int, end: int) -> tuple[str | None, int]:
-    """The host, and where the port begins."""
+def _host(text: str, at: int, end: int) -> tuple[str | None, int | None, int]:
+    """The host, its scope if that is a number, and where the port begins."""
     if text.startswith("[", at):
         close = text.find("]", at, end)
         if close < 0 or not text.startswith(":", close + 1):
@@ -252,22 +349,31 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int]:
         address, percent, scope = host.partition("%")
         if ":" not in address or normal_host(address) is None:
             _refuse(text, at + 1, f"{address!r} is no IPv6 address, which is written [::1]:8080 with its port")
-        if percent and not scope:
+        if not percent:
+            return host, None, close + 2
+        if not scope:
             _refuse(text, close, "the scope is missing, as in [fe80::1%eth0]:8080")
-        _none_of(text, at + len(address) + 2, close, "a scope", frozenset(" #%/[]"))
-        return host, close + 2
+        scope_at = at + len(address) + 2
+        if not _takes_scope(address):
+            _refuse(
+                text, scope_at - 1,
+                "only a link-local address (fe80::/10) has a scope; the connections of one interface alone are"
+                f" had by an option: [{address}]:8080?interface={scope}",
+            )  # fmt: skip
+        name, number = _scope(text, scope_at, close)
+        return f"{address}%{name}", number, close + 2
     colon = text.rfind(":", at, end)
     if colon < 0:
         rest = text[at:end]
         if _is_number(rest.replace("-", "", 1)):
-            return None, at
+            return None, None, at
         _refuse(text, end, f"the port is missing, as in {rest or '127.0.0.1'}:8080")
     host = text[at:colon]
     if ":" in host:
         right = f"[{host}]:{text[colon + 1 : end]}" if normal_host(host) else "[::1]:8080"
         _refuse(text, at, f"an IPv6 address stands in brackets, as in {right}")
     if host in ("", "*"):
-        return None, colon + 1
+        return None, None, colon + 1
     _none_of(text, at, colon, "a host", _NO_HOST)
     try:
         labels = (host.encode("ascii") if host.isascii() else idna(host)).split(b".")
@@ -275,12 +381,31 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int]:
         _refuse(text, at, f"{host!r} is no host name")
     if max(map(len, labels)) > 63:
         _refuse(text, at, "no part of a host name is longer than 63 characters")
-    return host, colon + 1
+    return host, None, colon + 1
 
 
-def _none_of(text: str, at: int, end: int, what: str, bad: frozenset[str]) -> None:
+def _scope(text: str, at: int, end: int) -> tuple[str, int | None]:
+    """The interface behind ``%``, decoded, and its number if it is one.
+
+    ``%25`` in front of a name is how URLs write ``%`` (RFC 6874). ``%25`` and more digits is a number.
+    """
+    if text.startswith("25", at) and at + 2 < end and not _is_number(text[at:end]):
+        at += 2
+    _none_of(text, at, end, "a scope", frozenset(" #/[]"), "\udc80", "\udcff")  # bytes that are no text are in order
+    name = _decoded(text, at, end)
+    if not _is_number(name):
+        if "/" in name or "\0" in name or len(fsencode(name)) > 255:
+            _refuse(text, at, f"{name[:200]!r} is no name of an interface")
+        return name, None
+    number = _number(name)
+    if not 0 < number <= 0xFFFFFFFF:
+        _refuse(text, at, f"{name[:20]} is no number of an interface: they begin with 1")
+    return str(number), number
+
+
+def _none_of(text: str, at: int, end: int, what: str, bad: frozenset[str], first: str = "", last: str = "") -> None:
     for n in range(at, end):
-        if text[n] in bad or not text[n].isprintable():
+        if text[n] in bad or not (text[n].isprintable() or first <= text[n] <= last):
             _refuse(text, n, f"{what} has no {text[n]!r} in it")
 
 
@@ -403,11 +528,33 @@ def unix_url(path: str) -> str:
     return f"unix:{'//' if path.startswith('//') else ''}{_quoted(path)}"
 
 
-def _normal(host: str | None) -> str | None:
+def scoped(address: str, scope_id: int) -> str:
+    """An IPv6 address with its scope, as it stands in the brackets of a bind that reads back as the same number.
+
+    A name is for people: it is shown where the interface has one. Names may have any byte in them but a slash and white
+    space, so they are percent-encoded.
+    """
+    return f"{address}%{_named_scope(scope_name(scope_id))}"
+
+
+def _named_scope(name: str) -> str:
+    if _is_number(name):
+        return name
+    return f"{'25' if name.startswith('25') else ''}{_quoted(name)}"
+
+
+def _normal(host: str | None, scope_id: int | None = None) -> str | None:
     """A host as it stands in a URL, the same for all ways to write it."""
     if host is None:
         return None
     address, percent, scope = host.partition("%")
-    if ":" in address:
-        return f"[{normal_host(address)}{percent}{scope}]"
-    return host.lower() if host.isascii() else host
+    digits = normal_host(address)
+    if digits is not None and ":" in digits:
+        return f"[{digits}%{scope_id or _named_scope(scope)}]" if percent else f"[{digits}]"
+    if _NO_HOST.isdisjoint(host) and host.isprintable():
+        return host.lower() if host.isascii() else host
+    return "".join(one if one.isprintable() and one not in _NO_HOST else _quoted_all(one) for one in host)
+
+
+def _quoted_all(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))

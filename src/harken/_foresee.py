@@ -32,13 +32,12 @@ from ._hints import excluded_range
 from ._holders import NO_TABLE, Held
 from ._options import for_binds
 from ._plan import Plan
-from ._resolve import getaddrinfo
+from ._resolve import addresses_of
 from ._socket import Socket, describe, has_family, queue_of
 from ._system import (
     AF_INET,
     AF_INET6,
     AF_UNIX,
-    AI_PASSIVE,
     IPPROTO_IPV6,
     IPPROTO_MPTCP,
     IPPROTO_TCP,
@@ -173,7 +172,7 @@ class Future:
         if wishes.takes_both and bind.host is None and not family and self._no_socket(AF_INET6, IPPROTO_TCP) is None:
             family = AF_INET6  # one socket for both
         try:
-            with getaddrinfo(bind.host, bind.port, family, SOCK_STREAM, IPPROTO_TCP, AI_PASSIVE) as entries:
+            with addresses_of(bind, family) as entries:
                 found = list(dict.fromkeys((entry.family, entry.sockaddr) for entry in entries))
         except OSError as reason:
             return [_refused(text, text, "getaddrinfo", reason)]

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _netlink
 from ._bind import Bind
-from ._resolve import getaddrinfo
+from ._resolve import addresses_of, getaddrinfo
 from ._system import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
 
 if TYPE_CHECKING:
+    from ._resolve import AddrInfo
     from ._types import Address
 
 NO_TABLE = "who has an address cannot be told here without psutil: pip install 'harken[psutil]'"
@@ -140,7 +141,7 @@ def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequen
             return read.path
         if read.port is None or read.cid is not None:
             raise ValueError(f"bind {str(bind)!r}: who has it can be told for TCP and unix sockets only")
-        hosts = _resolved(read.host, read.port, read.family)
+        hosts = _addresses(addresses_of(read, read.family))
         last = read.ports[-1] if read.ports else None
     first = hosts[0][1]
     if first == 0:
@@ -148,8 +149,12 @@ def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequen
     return hosts, range(first, (last or first) + 1)
 
 
-def _resolved(host: str | None, port: int | str, family: int = AF_UNSPEC) -> list[_Inet]:
-    with getaddrinfo(host, port, family, SOCK_STREAM, IPPROTO_TCP, AI_PASSIVE) as entries:
+def _resolved(host: str | None, port: int | str) -> list[_Inet]:
+    return _addresses(getaddrinfo(host, port, AF_UNSPEC, SOCK_STREAM, IPPROTO_TCP, AI_PASSIVE))
+
+
+def _addresses(entries: AddrInfo) -> list[_Inet]:
+    with entries:
         found = dict.fromkeys(entry.sockaddr for entry in entries)
         return [sockaddr for sockaddr in found if not isinstance(sockaddr, str)]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from os import fsdecode
 
-from ._bind import ANY_CID, unix_url
+from ._bind import ANY_CID, scoped, unix_url
 from ._errors import failure
 from ._loading import load
-from ._resolve import scope_name
 from ._socket import Socket, carried, close_each, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
@@ -202,5 +201,5 @@ def url_of(address: Address, scheme: str = "tcp") -> str:
     if ":" not in host:
         return f"{scheme}://{host}:{port}"
     if len(address) > 3 and address[3]:
-        host += f"%{scope_name(int(address[3]))}"
+        host = scoped(host, int(address[3]))
     return f"{scheme}://[{host}]:{port}"

@@ -1,6 +1,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Self, SupportsIndex, final, overload
 
+from ._bind import Bind
 from ._types import Address
 
 @final
@@ -43,5 +44,6 @@ def getaddrinfo(
     proto: int = 0,
     flags: int = 0,
 ) -> AddrInfo: ...
+def addresses_of(bind: Bind, family: int) -> AddrInfo: ...
 def normal_host(host: str) -> str | None: ...
 def scope_name(index: int) -> str: ...

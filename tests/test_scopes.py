@@ -1,0 +1,205 @@
+"""Link-local addresses: a scope stays the number that it is, whatever the interface is called; what is printed opens
+the same address again."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import pickle
+import socket
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import harken
+from children import run
+from harken import Bind
+from harken._bind import scoped
+from machine import linux_only, needs_ipv6
+
+# Names that a URL, an encoding or a shell would change; one is a number, which is the first one's index. The link-local
+# address of each is its own.
+NAMES = [b"b\xc3\xbcro0", b"3", b"a]b", b"25x?#&", b"\xff\xc3x", b"[@]", b"eth0.100", b"a+b=c"]
+SETUP = """
+i=0
+while read -r name; do
+    i=$((i+1))
+    ip link add "$(printf "$name")" type veth peer name "peer$i"
+    ip link set "$(printf "$name")" up
+    ip link set "peer$i" up
+    ip -6 address add fe80::c:$i/64 dev "$(printf "$name")" nodad
+done <<'END'
+{}
+END
+"""
+SETUP = SETUP.format("\n".join("".join(f"\\{byte:03o}" for byte in name) for name in NAMES))
+PROGRAM = dedent("""
+    import os, pickle, harken
+    from harken import Bind
+    from harken._foresee import foresee
+    names = {names!r}
+    found = []
+    for n, name in enumerate(names, 1):
+        host, index = f"fe80::c:{{n}}", socket.if_nametoindex(name)
+""")
+
+
+def in_odd_network(program: str) -> dict[str, Any]:
+    head = PROGRAM.format(names=NAMES)
+    return run(head + dedent(program).replace("\n", "\n    ") + "\ntell(found=found)", setup=SETUP)
+
+
+@linux_only
+@needs_ipv6
+def test_a_listener_opens_again_by_its_url_whatever_its_interface_is_called() -> None:
+    found = in_odd_network("""
+        for bind in (f"[{host}%{index}]:0", Bind.of(host, 0, scope_id=index), Bind.of(f"{host}%{index}", 0)):
+            with harken.listen(bind) as (first,):
+                url, address = first.url, first.address
+                assert url.isascii() and Bind(url).url == str(Bind(url)) == url
+                assert pickle.loads(pickle.dumps(Bind(url))) == Bind(url)
+            with harken.listen(url) as (again,):
+                assert again.address == address == (host, address[1], 0, index), (again.address, address)
+                mine = [holder.pid for holder in harken.holders(url)]
+                assert mine == [os.getpid()], (url, mine)
+                assert [holder.address for holder in harken.holders(address)] == [address]
+            found.append(url)
+    """)["found"]
+    hosts = [url.rpartition(":")[0] for url in found]
+    assert len(set(hosts)) == len(NAMES)
+    assert hosts[0] == hosts[1] == hosts[2] == "tcp://[fe80::c:1%b%C3%BCro0]"
+    assert "tcp://[fe80::c:4%2525x%3F%23%26]" in hosts  # its name begins as the % of URLs does
+    assert any(host.startswith("tcp://[fe80::c:2%") and host[17:-1].isdigit() for host in hosts)  # not the name 3
+
+
+@linux_only
+@needs_ipv6
+def test_an_interface_is_found_by_its_name_in_each_of_its_forms() -> None:
+    assert in_odd_network("""
+        if not name.isdigit():
+            text = os.fsdecode(name)
+            encoded = "".join(f"%{byte:02x}" for byte in name)
+            for zone in (text, f"25{encoded}", encoded):
+                if not set("]/#") & set(zone) and not zone.startswith("25x"):
+                    with harken.listen(f"tcp://[{host}%{zone.replace('?', '%3F').replace('&', '%26')}]:0") as (it,):
+                        assert it.address[3] == index
+                        found.append(zone)
+            with harken.listen(Bind.of(f"{host}%{text}", 0)) as (it,):
+                assert it.address[3] == index
+    """)["found"]
+
+
+@linux_only
+@needs_ipv6
+def test_check_and_listen_mean_the_same_interface() -> None:
+    found = in_odd_network("""
+        for scope in (index, 1):
+            row, = foresee([f"[{host}%{scope}]:0"])
+            try:
+                harken.listen(f"[{host}%{scope}]:0").close()
+                opened = "free"
+            except harken.ListenError as error:
+                opened = "not here"
+            found.append([row.verdict, opened])
+    """)["found"]
+    assert found == [["free", "free"], ["not here", "not here"]] * len(NAMES)
+
+
+# ---------------------------------------------------------------------------- binds from values
+
+
+class Host(str, enum.Enum):  # noqa: UP042
+    LOCAL = "127.0.0.1"
+
+
+class Port(enum.IntEnum):
+    WEB = 8080
+
+
+@pytest.mark.parametrize(
+    ("values", "facts"),
+    [
+        ({"host": None, "port": 80}, ("tcp", None, 80, 0, "tcp://*:80")),
+        ({"host": "", "port": 80}, ("tcp", None, 80, 0, "tcp://*:80")),
+        ({"host": None, "port": ""}, ("tcp", None, 0, 0, "tcp://*:0")),
+        ({"host": Host.LOCAL, "port": Port.WEB}, ("tcp", "127.0.0.1", 8080, 0, "tcp://127.0.0.1:8080")),
+        ({"host": "::1", "port": "0080"}, ("tcp", "::1", 80, 0, "tcp://[::1]:80")),
+        ({"host": "::1", "port": 80, "family": socket.AF_INET6}, ("tcp6", "::1", 80, 0, "tcp6://[::1]:80")),
+        ({"host": "x", "port": "http", "family": socket.AF_INET}, ("tcp4", "x", "http", 0, "tcp4://x:http")),
+        ({"host": None, "port": 1, "scheme": "mptcp"}, ("mptcp", None, 1, 0, "mptcp://*:1")),
+        ({"host": "fe80::c", "port": 1, "scope_id": 7}, ("tcp", "fe80::c%7", 1, 7, "tcp://[fe80::c%7]:1")),
+        ({"host": "FEBF::C%no", "port": 1, "scope_id": 7}, ("tcp", "FEBF::C%7", 1, 7, "tcp://[febf::c%7]:1")),
+        ({"host": "fe80::c%7", "port": 1}, ("tcp", "fe80::c%7", 1, 7, "tcp://[fe80::c%7]:1")),
+        ({"host": "fe80::c%a b", "port": 1}, ("tcp", "fe80::c%a b", 1, 0, "tcp://[fe80::c%a%20b]:1")),
+        ({"host": "fe80::c%25x", "port": 1}, ("tcp", "fe80::c%25x", 1, 0, "tcp://[fe80::c%2525x]:1")),
+        ({"host": "::1", "port": 1, "scope_id": 1}, ("tcp", "::1", 1, 0, "tcp://[::1]:1")),  # which the system ignores
+        ({"host": "a b", "port": 1}, ("tcp", "a b", 1, 0, "tcp://a%20b:1")),
+        ({"host": "*", "port": 1}, ("tcp", "*", 1, 0, "tcp://%2A:1")),
+        ({"host": "1:2", "port": 1}, ("tcp", "1:2", 1, 0, "tcp://1%3A2:1")),
+    ],
+)
+def test_a_bind_can_be_made_from_values(values: dict[str, Any], facts: tuple[Any, ...]) -> None:
+    bind = Bind.of(**values)
+    assert (bind.scheme, bind.host, bind.port, bind.scope_id, bind.url) == facts
+    assert (str(bind), type(bind.host), type(bind.port)) == (bind.url, type(facts[1]), type(facts[2]))
+    for twin in (copy.copy(bind), copy.deepcopy(bind), pickle.loads(pickle.dumps(bind)), Bind(bind)):
+        assert tuple(twin) == tuple(bind)
+        assert twin == bind
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "values"),
+    [
+        (TypeError, "a host is a str or None, not tuple", {"host": ("127.0.0.1", 80), "port": 80}),
+        (TypeError, "a host is a str or None, not bytes", {"host": b"127.0.0.1", "port": 80}),
+        (TypeError, "a port is a number or a str, not NoneType", {"host": "x", "port": None}),
+        (TypeError, "a port is a number or a str, not float", {"host": "x", "port": 80.0}),
+        (TypeError, "a scope id is an int, not str", {"host": "x", "port": 80, "scope_id": "eth0"}),
+        (ValueError, "port 65536 is not between 0 and 65535", {"host": "x", "port": 65536}),
+        (ValueError, "port -1 is not between", {"host": "x", "port": -1}),
+        (ValueError, "port a number of 5001 bits is not", {"host": "x", "port": 2**5000}),
+        (ValueError, "port 99999 is not between", {"host": "x", "port": "9" * 5}),
+        (ValueError, "scope id -1 is not between 0", {"host": "fe80::1", "port": 80, "scope_id": -1}),
+        (ValueError, "scope id 4294967296 is not", {"host": "fe80::1", "port": 80, "scope_id": 2**32}),
+        (ValueError, r"host 'a\\x00b' has a NUL in it", {"host": "a\0b", "port": 80}),
+        (ValueError, r"port 'a\\x00' has a NUL in it", {"host": "x", "port": "a\0"}),
+        (
+            ValueError,
+            "has the scheme tcp, tcp4, tcp6, mptcp, and not 'unix'",
+            {"host": "x", "port": 1, "scheme": "unix"},
+        ),
+        (ValueError, "does not go with tcp6", {"host": "x", "port": 1, "scheme": "tcp6", "family": socket.AF_INET}),
+        (ValueError, "does not go with tcp", {"host": "x", "port": 1, "family": 77}),
+    ],
+)
+def test_values_that_make_no_bind_are_refused(error: type[Exception], told: str, values: dict[str, Any]) -> None:
+    with pytest.raises(error, match=told):
+        Bind.of(**values)
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.integers(0, 65535))
+def test_what_any_host_is_shown_as_is_its_own(host: str, port: int) -> None:
+    """No host is shown as another bind: what stands there is read as the same host, or not at all."""
+    if "\0" in host:
+        return
+    bind = Bind.of(host, port)
+    try:
+        read = Bind(bind.url)
+    except ValueError:
+        assert tuple(pickle.loads(pickle.dumps(bind))) == tuple(bind)
+        return
+    assert (read.host, read.port, read.url) == ((bind.host or "").lower() if host.isascii() else host, port, bind.url)
+
+
+def test_a_bind_of_values_can_be_listened_on() -> None:
+    with harken.listen(Bind.of("127.0.0.1", 0), Bind.of("localhost", 0, family=socket.AF_INET)) as listeners:
+        assert [one.address[0] for one in listeners] == ["127.0.0.1", "127.0.0.1"]
+
+
+def test_a_scope_is_shown_by_a_name_or_its_number() -> None:
+    assert scoped("fe80::1", 2**31 - 1) == "fe80::1%2147483647"  # no interface has it
+    assert Bind(f"[{scoped('fe80::1', 1)}]:80").url == f"tcp://[{scoped('fe80::1', 1)}]:80"
