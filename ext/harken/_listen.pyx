@@ -59,11 +59,18 @@ cdef class Tools:
 
     cdef list plan(self, list binds, dict options):
         """How each bind is to be opened; None where nothing is asked for but the backlog."""
+        cdef int error
         if (options is None or (len(options) == 1 and "backlog" in options)) and not any([bind[7] for bind in binds]):
             return [None] * len(binds)
         for_binds = part("_options", str(binds[0])).for_binds
         Plan = part("_plan", str(binds[0])).Plan
-        return [Plan(chosen) for chosen in for_binds(self.called(), binds, options or {})]
+        try:
+            return [Plan(chosen) for chosen in for_binds(self.called(), binds, options or {})]
+        except ValueError:
+            error = exhausted()
+            if error:  # a table of users or groups that cannot be opened has no names
+                fail("socket", str(binds[0]), error)
+            raise
 
     cdef str called(self):
         return "bind()" if self.held else "listen()"

@@ -231,8 +231,13 @@ def _on_ports(ports: range) -> list[Held]:
     """Every TCP socket with one of these local ports."""
     table: Callable[[range], list[Held]]
     for table in (by_sock_diag, by_proc, by_psutil):
-        with contextlib.suppress(OSError, ImportError):
+        try:
             return table(ports)
+        except ImportError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise  # the table is there, and cannot be opened now
     raise OSError(errno.ENOTSUP, NO_TABLE)
 
 

@@ -44,7 +44,8 @@ def load(name: str) -> Any:
 def idna(host: str) -> bytes:
     """A name in the encoding of international domain names. Raises UnicodeError for what is no name, and OSError where
     the codec cannot be loaded, which is then tried again the next time: Python itself would never find it again."""
-    load("encodings.idna")
+    for module in ("encodings.idna", "encodings.punycode"):
+        load(module)
     return host.encode("idna")
 
 
