@@ -200,6 +200,10 @@ cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object where)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     bint PyUnicode_IS_ASCII(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    bint PyIndex_Check(object number)
+    bytes PyBytes_FromObject(object source)
+    long long PyLong_AsLongLongAndOverflow(object number, int *beyond) except? -1
 
 cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock

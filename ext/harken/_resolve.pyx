@@ -2,7 +2,8 @@
 
 import cython
 
-from cpython.number cimport PyNumber_AsSsize_t
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.number cimport PyNumber_AsSsize_t, PyNumber_Index
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memchr, memcpy, memset, strcmp
@@ -230,25 +231,29 @@ cdef bytes service_of(object host, object port, bint *numeric):
         try:
             text = (<str>port).encode("utf-8")
         except UnicodeError as error:
-            error.add_note("getaddrinfo(): port")
+            error.add_note("getaddrinfo(): port")  # the error itself holds the text
             raise
     else:
-        text = bytes(port)
+        text = c.PyBytes_FromObject(port)
     if b"\0" in text:
-        raise ValueError(f"getaddrinfo(): port: embedded null character in {port!r}")
+        raise ValueError(f"getaddrinfo(): port: embedded null character in {brief(port)}")
     numeric[0] = text.isdigit()
     if numeric[0]:
         # Resolvers let 65536 pass for 0. int() refuses thousands of digits; what is too long is out of range as it is.
         port_of(int(text.lstrip(b"0")[:20] or b"0"), "getaddrinfo()")
-    elif not text or text[:1] in b"+- \t\n\v\f\r":
-        raise_gaierror(c.EAI_SERVICE, host, port)  # some resolvers would find a number in it
+    elif not text or len(text) > NAME_MOST or text[:1] in b"+- \t\n\v\f\r":
+        raise_gaierror(c.EAI_SERVICE, host, port)  # some resolvers would find a number in it, or take their time
     return text
+
+
+cdef str short(object argument):
+    return brief(argument) if isinstance(argument, (str, bytes, bytearray)) else repr(argument)
 
 
 cdef int raise_gaierror(int error, object host, object port) except -1:
     """The standard library's own class, so that ``except socket.gaierror`` catches it."""
     text = (<bytes>c.NET_ERROR_TEXT(error)).decode("utf-8", "replace")
-    raise gaierror(error, f"{text} (host {host!r}, port {port!r})")
+    raise gaierror(error, f"{text} (host {short(host)}, port {short(port)})")
 
 
 cdef int resolve(found_t *found, object host, object port, int family, int type, int proto, int flags) except -1:
@@ -272,6 +277,8 @@ cdef int resolve(found_t *found, object host, object port, int family, int type,
         if node == NULL or size > 63 or memchr(node, 0, size) != NULL:
             node_text = text_of(host, "getaddrinfo(): host")
             node, size = node_text, len(node_text)
+            if size > NAME_MOST + node_text.endswith(b"."):
+                raise_gaierror(c.EAI_NONAME, host, port)  # some resolvers would ask the network first
         if size == 0:
             node = NULL
     memset(&hints, 0, sizeof(hints))
@@ -404,7 +411,7 @@ cdef int locate(object address, int family, net_address_t *to, net_length_t *len
         return 0
     partial = to[0]
     found = AddrInfo.__new__(AddrInfo)
-    resolve(&found.found, address[0], address[1], family, c.SOCK_STREAM, 0, 0)
+    resolve(&found.found, item_of(address, 0), c.ntohs(partial.ipv4.sin_port), family, c.SOCK_STREAM, 0, 0)
     entry = found.entry(0)
     memcpy(to, &entry.address, entry.length)
     if family == c.AF_INET6:

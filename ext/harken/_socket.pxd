@@ -57,6 +57,8 @@ cdef class Socket:
     cdef int connect_to(self, object address) except -1
     cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1
     cdef object name(self, bint of_peer)
+    cdef int set_timeout(self, double seconds) except -1
+    cdef int set_option(self, int level, int name, const char *value, net_length_t size) noexcept
     cdef int adopt(self, object fileno, int family, int type, int proto) except -1
 
 

@@ -19,9 +19,10 @@ import cython
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.number cimport PyNumber_Index
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.math cimport ceil, isinf, isnan
+from libc.math cimport ceil, isnan
 from libc.string cimport memcpy, memset
 
 cimport harken._platform as c
@@ -497,19 +498,20 @@ cdef class Socket:
             else:
                 return c.net_raise(error)
 
-    def recv(self, Py_ssize_t bufsize, int flags=0):
+    def recv(self, Py_ssize_t bufsize, flags=0):
         """recv(2): up to ``bufsize`` bytes; an empty result means that the peer has shut its side down."""
         cdef Py_ssize_t done
         cdef bytes data
         if bufsize < 0:
             raise ValueError("negative buffersize in recv")
         data = PyBytes_FromStringAndSize(NULL, bufsize)
-        done = self.transfer(True, PyBytes_AS_STRING(data), bufsize, flags, self.deadline())
+        done = self.transfer(True, PyBytes_AS_STRING(data), bufsize, int_of(flags, "flags"), self.deadline())
         return data if done == bufsize else data[:done]
 
-    def recv_into(self, buffer, Py_ssize_t nbytes=0, int flags=0):
+    def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
         """recv(2) into ``buffer``, at most ``nbytes``, or as much as there is room; returns how many came."""
         cdef Py_buffer view
+        cdef int how = int_of(flags, "flags")
         if nbytes < 0:
             raise ValueError("negative buffersize in recv_into")
         try:
@@ -519,41 +521,44 @@ cdef class Socket:
         try:
             if nbytes > view.len:
                 raise ValueError("buffer too small for requested bytes")
-            return self.transfer(True, <char *>view.buf, nbytes or view.len, flags, self.deadline())
+            return self.transfer(True, <char *>view.buf, nbytes or view.len, how, self.deadline())
         finally:
             PyBuffer_Release(&view)
 
-    def send(self, data, int flags=0):
+    def send(self, data, flags=0):
         """send(2): as much of ``data`` as the system takes; returns how much that was. SIGPIPE is not raised."""
         cdef Py_buffer view
+        cdef int how = int_of(flags, "flags")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            return self.transfer(False, <char *>view.buf, view.len, flags, self.deadline())
+            return self.transfer(False, <char *>view.buf, view.len, how, self.deadline())
         finally:
             PyBuffer_Release(&view)
 
-    def sendall(self, data, int flags=0):
+    def sendall(self, data, flags=0):
         """send(2) until all of ``data`` is sent. The timeout holds for the whole."""
         cdef Py_buffer view
         cdef Py_ssize_t done = 0
+        cdef int how = int_of(flags, "flags")
         cdef double deadline = self.deadline()
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             while True:
-                done += self.transfer(False, <char *>view.buf + done, view.len - done, flags, deadline)
+                done += self.transfer(False, <char *>view.buf + done, view.len - done, how, deadline)
                 if done >= view.len:
                     return
                 c.PyErr_CheckSignals()
         finally:
             PyBuffer_Release(&view)
 
-    def sendmsg(self, buffers, ancdata=(), int flags=0):
+    def sendmsg(self, buffers, ancdata=(), flags=0):
         """sendmsg(2), on Windows WSASend(): the buffers one after the other, as much as the system takes.
 
         ``ancdata`` is a sequence of ``(level, type, data)``, for descriptors over unix sockets; Windows has no such
         thing and refuses it with EOPNOTSUPP.
         """
-        cdef list parts = list(buffers)
+        cdef int how = int_of(flags, "flags")
+        cdef tuple parts = tuple(buffers)  # which no __buffer__ can change while the buffers are taken
         cdef size_t count = len(parts), n, held = 0, used = 0, done = 0
         cdef Py_buffer *views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
         cdef net_buffer_t *vector = <net_buffer_t *>PyMem_Calloc(count + 1, sizeof(net_buffer_t))
@@ -577,11 +582,11 @@ cdef class Socket:
                 if not c.net_buffer(&vector[n], views[n].buf, views[n].len):
                     break  # it is cut short, so nothing may come behind it
             if self.seconds >= 0:
-                flags |= c.NET_DONTWAIT
+                how |= c.NET_DONTWAIT
             while True:
                 self.enter(True, &handle)
                 with nogil:
-                    error = c.net_sendmsg(handle, vector, used, control_at, control_size, flags, &done)
+                    error = c.net_sendmsg(handle, vector, used, control_at, control_size, how, &done)
                 self.leave(True)
                 if self.handle == c.NET_INVALID:
                     self.closed()
@@ -678,52 +683,68 @@ cdef class Socket:
         return bytes(data[:size])
 
     @cython.critical_section
+    cdef int set_option(self, int level, int name, const char *value, net_length_t size) noexcept:
+        """Apart from setsockopt(), whose arguments may run code of the caller's that closes this socket."""
+        if self.handle == c.NET_INVALID:
+            return c.NET_EBADF
+        return c.net_last_error() if c.setsockopt(self.handle, level, name, value, size) != 0 else 0
+
     def setsockopt(self, level, optname, value, optlen=None):
         """Sets an option to a number, to bytes, or to None with a length: setsockopt(2)."""
         cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
         cdef int number, failed
         cdef Py_buffer view
-        self.must_be_open()
         if value is None:
             if optlen is None:
                 raise TypeError("setsockopt(): a value of None needs optlen")
-            failed = c.setsockopt(self.handle, at, name, NULL, optlen)
+            number = int_of(optlen, "optlen")
+            failed = self.set_option(at, name, NULL, <net_length_t>number)
         elif optlen is not None:
             raise TypeError("setsockopt(): optlen goes with a value of None only")
         elif isinstance(value, int):
             number = int_of(value, "value")
-            failed = c.setsockopt(self.handle, at, name, <const char *>&number, sizeof(number))
+            failed = self.set_option(at, name, <const char *>&number, sizeof(number))
         else:
             PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
-            failed = c.setsockopt(self.handle, at, name, <const char *>view.buf, <net_length_t>view.len)
-            if failed:
-                failed = c.net_last_error()
+            if view.len > 0x7FFFFFFF:
+                PyBuffer_Release(&view)
+                raise OverflowError("setsockopt(): the value is larger than an int can tell")
+            failed = self.set_option(at, name, <const char *>view.buf, <net_length_t>view.len)
             PyBuffer_Release(&view)
-            if failed:
-                c.net_raise(failed)
-            return
         if failed:
-            c.net_raise(c.net_last_error())
+            c.net_raise(failed)
 
     def setblocking(self, bint flag):
         """``settimeout(None)`` for a true flag, ``settimeout(0)`` for a false one."""
         self.settimeout(None if flag else 0)
 
-    @cython.critical_section
     def settimeout(self, value):
-        """How long a call may wait, in seconds; None for ever, 0 not at all."""
+        """How long a call may wait, in seconds, a float or an int; None for ever, 0 not at all.
+
+        The handle is made non-blocking with any number and blocking with None (POSIX; on Windows it never blocks).
+        Raises ValueError for NaN and for a negative number, OverflowError when it is too large, TypeError for what is
+        no number.
+        """
         cdef double seconds = -1
         if value is not None:
-            seconds = value
+            if isinstance(value, float):
+                seconds = value
+            else:
+                seconds = <double><long long>PyNumber_Index(value)
             if isnan(seconds):
                 raise ValueError("timeout must be a number of seconds, not NaN")
-            if isinf(seconds):
-                raise OverflowError(f"timeout must be a finite number of seconds: {value}")
+            if seconds > 9223372036:  # what the standard library can count, in nanoseconds
+                raise OverflowError(f"timeout is too large, the limit is 9223372036 seconds: {value}")
             if seconds < 0:
                 raise ValueError("Timeout value out of range")
+        self.set_timeout(seconds)
+
+    @cython.critical_section
+    cdef int set_timeout(self, double seconds) except -1:
         self.must_be_open()
         self.set_blocks(seconds < 0)
         self.seconds = seconds
+        return 0
 
     def gettimeout(self):
         """The timeout in seconds, or None."""
@@ -771,7 +792,7 @@ cdef class Socket:
         cdef net_socket_t handle
         if not isinstance(fileno, int):
             raise TypeError(f"fileno must be an int, not {fileno.__class__.__name__}")
-        if fileno < 0:
+        if clamped(fileno) < 0:
             raise ValueError("negative file descriptor")
         handle = fileno
         error = c.net_describe(handle, &actual_family, &actual_type, &actual_proto)
@@ -930,13 +951,22 @@ cdef int shut_socket(Socket self) noexcept:
 
 
 cdef int int_of(object value, str name) except? -1:
-    """An argument that C takes as an int; a float is none."""
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    """An argument that C takes as an int: an int or what has ``__index__``; a float is none."""
+    if type(value) is not int:
+        if not c.PyIndex_Check(value):
+            raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+        value = PyNumber_Index(value)
     try:
         return value
     except OverflowError:
         raise OverflowError(f"{name} is too large for C: {shown(value)}") from None
+
+
+cdef long long clamped(object number) except? -1:
+    """An int, or the number next to it that C has. No comparison of Python's: a subclass of int may have its own."""
+    cdef int beyond = 0
+    cdef long long value = c.PyLong_AsLongLongAndOverflow(number, &beyond)
+    return value if beyond == 0 else beyond * <long long>0x7FFFFFFFFFFFFFFF
 
 
 cdef int backlog_of(object backlog) except -2:
@@ -945,20 +975,25 @@ cdef int backlog_of(object backlog) except -2:
         return -1
     if not isinstance(backlog, int):
         raise TypeError(f"backlog must be an int or None, not {type(backlog).__name__}")
-    if backlog < 0:
+    cdef long long number = clamped(backlog)
+    if number < 0:
         raise ValueError(f"backlog must not be negative: {shown(backlog)}")
-    return min(backlog, 0x7FFFFFFF)
+    return <int>min(number, 0x7FFFFFFF)
 
 
 cdef bytearray control_of(object ancdata):
     """Ancillary data as sendmsg() reads it."""
     cdef bytearray control = bytearray()
+    cdef bytes content
+    cdef int at_level, of_type
     cdef size_t at
     for level, kind, data in ancdata:
-        data = bytes(memoryview(data))  # bytes(7) would be seven zeros: descriptor 0, given away
+        at_level, of_type = level, kind
+        content = bytes(memoryview(data))  # bytes(7) would be seven zeros: descriptor 0, given away
+        # From here on nothing of the caller's runs.
         at = len(control)
-        control.extend(bytes(c.net_control_space(len(data))))
-        c.net_control_put(<char *>control + at, level, kind, <const char *>data, len(data))
+        control.extend(bytes(c.net_control_space(len(content))))
+        c.net_control_put(<char *>control + at, at_level, of_type, <const char *>content, len(content))
     return control
 
 

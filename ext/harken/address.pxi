@@ -18,11 +18,6 @@ from os import fsdecode, fsencode, fspath
 from harken._platform cimport sockaddr, sockaddr_in, sockaddr_in6
 
 
-cdef enum:
-    # More than any name has, also when its letters and their accents are apart, and characters without meaning between.
-    MOST_OF_A_NAME = 1024
-
-
 cdef str shown(object number):
     """A number for a message; Python refuses to write out thousands of digits."""
     return str(number) if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
@@ -32,10 +27,9 @@ cdef int port_of(object port, const char *call) except -1:
     """A port as a number from 0 to 65535."""
     cdef long long number
     if type(port) is not int:
-        try:
-            port = port.__index__()
-        except AttributeError:
-            raise TypeError(f"{call.decode()}: port must be an int, not {type(port).__name__}") from None
+        if not c.PyIndex_Check(port):
+            raise TypeError(f"{call.decode()}: port must be an int, not {type(port).__name__}")
+        port = PyNumber_Index(port)
     try:
         number = port
     except OverflowError:
@@ -45,86 +39,110 @@ cdef int port_of(object port, const char *call) except -1:
     return <int>number
 
 
+cdef enum:
+    NAME_MOST = 253  # characters of a host name as DNS carries it, without a dot at its end
+    LABEL_MOST = 63
+    # IDNA composes characters, and then up to four become one; its time grows with the square of their number.
+    UNICODE_MOST = 4 * NAME_MOST
+
+
+cdef str brief(object text):
+    """Text of the caller's for a message: whole if it is short."""
+    return repr(text) if len(text) <= 300 else f"{text[:100]!r}... ({len(text)} characters)"
+
+
 cdef bytes text_of(object host, str what):
-    """A host as the bytes that the resolver reads: ASCII, or a name in the encoding of international domain names."""
+    """A host as the bytes that the resolver reads: ASCII, or a name in the encoding of international domain names.
+
+    Lengths are looked at before anything is encoded or split: nobody waits for text that can be no name."""
     cdef bytes text
     if isinstance(host, str):
         if c.PyUnicode_IS_ASCII(host):
             text = (<str>host).encode("ascii")
         elif ":" in host:
             text = fsencode(host)  # no name, but an address; in its scope, a device's name, may stand any byte
-        elif len(host) > MOST_OF_A_NAME:
-            # The codec takes time with the square of the length; no name that it could make of this would be one.
-            raise UnicodeError(f"{what}: a host of {len(host)} characters, a name has 253 at most")
+        elif c.PyUnicode_GET_LENGTH(host) > UNICODE_MOST:
+            raise UnicodeError(
+                f"{what}: a name of {c.PyUnicode_GET_LENGTH(host)} characters, the limit is {NAME_MOST} in ASCII: "
+                f"{brief(host)}"
+            )
         else:
             try:
                 text = idna(host)
             except UnicodeError as error:
                 # The codec's own message does not say which of the caller's arguments it is about.
-                error.add_note(f"{what}: {host!r} is no host name")
+                error.add_note(f"{what}: {brief(host)} is no host name")
                 raise
     elif isinstance(host, (bytes, bytearray)):
-        text = bytes(host)
+        text = c.PyBytes_FromObject(host)
     else:
         raise TypeError(f"{what} must be None, str or bytes, not {type(host).__name__}")
-    if b"\0" in text:
-        raise ValueError(f"{what}: embedded null character in {host!r}")
-    if len(text) > 63:
+    if memchr(<const char *>text, 0, len(text)) != NULL:
+        raise ValueError(f"{what}: embedded null character in {brief(host)}")
+    if len(text) > LABEL_MOST:
         for label in text.split(b"."):
-            if len(label) > 63:
-                raise UnicodeError(f"{what}: a label of {len(label)} characters in {host!r}, the limit is 63")
+            if len(label) > LABEL_MOST:
+                raise UnicodeError(
+                    f"{what}: a label of {len(label)} characters in {brief(host)}, the limit is {LABEL_MOST}"
+                )
     return text
+
+
+cdef object item_of(object address, Py_ssize_t at):
+    """An item of a tuple, as C code sees it: a subclass may answer ``[at]`` with something else each time, which nobody
+    would keep alive. The standard library reads addresses in the same way."""
+    return <object>PyTuple_GET_ITEM(address, at)
 
 
 cdef bint encode(object address, int family, net_address_t *to, net_length_t *length, const char *call) except -1:
     """Fills in ``to`` and ``length``. Answers 0 when the host is a name, still to be resolved; the rest is there."""
     cdef const char *text = NULL
-    cdef Py_ssize_t size = 0
-    cdef bytes host
+    cdef Py_ssize_t size = 0, parts = PyTuple_GET_SIZE(address) if isinstance(address, tuple) else -1
+    cdef object host
     cdef void *number
     memset(to, 0, sizeof(net_address_t))
     if family == c.AF_UNIX:
         encode_path(address, to, length)
         return 1
-    if family == c.NET_AF_VSOCK and isinstance(address, tuple) and len(address) == 2:
+    if family == c.NET_AF_VSOCK and parts == 2:
         c.net_vsock_put(
             to,
-            number_of(address[0], 0xFFFFFFFF, "cid", call),
-            number_of(address[1], 0xFFFFFFFF, "port", call),
+            number_of(item_of(address, 0), 0xFFFFFFFF, "cid", call),
+            number_of(item_of(address, 1), 0xFFFFFFFF, "port", call),
             length,
         )
         return 1
     if family != c.AF_INET and family != c.AF_INET6:
         raise OSError(f"{call.decode()}: address family {family} has no address form here")
-    if not isinstance(address, tuple):
+    if parts < 0:
         raise TypeError(f"{call.decode()}: the address must be a tuple, not {type(address).__name__}")
     if family == c.AF_INET:
-        if len(address) != 2:
-            raise TypeError(f"{call.decode()}: an AF_INET address is (host, port), not {len(address)} items")
+        if parts != 2:
+            raise TypeError(f"{call.decode()}: an AF_INET address is (host, port), not {parts} items")
         to.ipv4.sin_family = c.AF_INET
-        to.ipv4.sin_port = c.htons(<unsigned short>port_of(address[1], call))
+        to.ipv4.sin_port = c.htons(<unsigned short>port_of(item_of(address, 1), call))
         number = &to.ipv4.sin_addr
         length[0] = sizeof(sockaddr_in)
     else:
-        if not 2 <= len(address) <= 4:
+        if not 2 <= parts <= 4:
             raise TypeError(
-                f"{call.decode()}: an AF_INET6 address is (host, port[, flowinfo[, scope_id]]), "
-                f"not {len(address)} items"
+                f"{call.decode()}: an AF_INET6 address is (host, port[, flowinfo[, scope_id]]), not {parts} items"
             )
         to.ipv6.sin6_family = c.AF_INET6
-        to.ipv6.sin6_port = c.htons(<unsigned short>port_of(address[1], call))
-        if len(address) > 2:
-            to.ipv6.sin6_flowinfo = c.htonl(number_of(address[2], 0xFFFFF, "flowinfo", call))
-        if len(address) > 3:
-            to.ipv6.sin6_scope_id = number_of(address[3], 0xFFFFFFFF, "scope_id", call)
+        to.ipv6.sin6_port = c.htons(<unsigned short>port_of(item_of(address, 1), call))
+        if parts > 2:
+            to.ipv6.sin6_flowinfo = c.htonl(number_of(item_of(address, 2), 0xFFFFF, "flowinfo", call))
+        if parts > 3:
+            to.ipv6.sin6_scope_id = number_of(item_of(address, 3), 0xFFFFFFFF, "scope_id", call)
         number = &to.ipv6.sin6_addr
         length[0] = sizeof(sockaddr_in6)
 
-    if isinstance(address[0], str) and c.PyUnicode_IS_ASCII(address[0]):
-        text = c.PyUnicode_AsUTF8AndSize(address[0], &size)
+    host = item_of(address, 0)
+    if not (isinstance(host, str) and c.PyUnicode_IS_ASCII(host)):
+        host = text_of(host, f"{call.decode()}: host")
+        text, size = <const char *><bytes>host, PyBytes_GET_SIZE(host)
     else:
-        host = text_of(address[0], f"{call.decode()}: host")
-        text, size = host, len(host)
+        text = c.PyUnicode_AsUTF8AndSize(host, &size)
     if size == 0:
         return 1  # the empty host is the wildcard, which is all zeros
     # c.inet_pton would stop at a NUL and take what stands before it for the address.
@@ -132,15 +150,20 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
 
 
 cdef unsigned int number_of(object value, unsigned int most, str name, const char *call) except? 0xFFFFFFFF:
+    cdef long long number = -1
     if not isinstance(value, int):
         raise TypeError(f"{call.decode()}: {name} must be an int, not {type(value).__name__}")
-    if not 0 <= value <= most:
+    try:
+        number = value
+    except OverflowError:
+        pass
+    if not 0 <= number <= most:
         raise OverflowError(f"{call.decode()}: {name} must be 0-{most}, not {shown(value)}")
-    return <unsigned int>value
+    return <unsigned int>number
 
 
 cdef int encode_path(object address, net_address_t *to, net_length_t *length) except -1:
-    cdef bytes path = bytes(address) if isinstance(address, bytearray) else fsencode(fspath(address))
+    cdef bytes path = c.PyBytes_FromObject(address if isinstance(address, bytearray) else fsencode(fspath(address)))
     cdef size_t size = len(path)
     to.unix.sun_family = c.AF_UNIX
     if size == 0 or path[0] == 0:
@@ -149,10 +172,10 @@ cdef int encode_path(object address, net_address_t *to, net_length_t *length) ex
             raise OSError(f"AF_UNIX path too long: {size} bytes, where the system has room for {c.NET_PATH_ROOM}")
         length[0] = <net_length_t>(c.NET_PATH_AT + size)
     else:
-        if b"\0" in path:
-            raise ValueError(f"AF_UNIX path: embedded null character in {address!r}")
         if size >= c.NET_PATH_ROOM:
             raise OSError(f"AF_UNIX path too long: {size} bytes, where the system has room for {c.NET_PATH_ROOM - 1}")
+        if b"\0" in path:
+            raise ValueError(f"AF_UNIX path: embedded null character in {path!r}")
         length[0] = <net_length_t>(c.NET_PATH_AT + size + 1)
     memcpy(to.unix.sun_path, <const char *>path, size)
     return 0

@@ -1,0 +1,204 @@
+"""Arguments that run code of their own, that are far too long, or of any shape: nothing that they do may hurt."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wire import KINDS, Kind
+
+import harken
+from machine import HAS_IPV6, posix_only
+
+
+@pytest.fixture(params=KINDS, ids=["stdlib", "harken"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
+# ---------------------------------------------------------------------- code of the caller's inside an argument
+
+
+class Fresh(tuple):  # type: ignore[type-arg]
+    """Answers ``[at]`` and iteration with objects that nobody else keeps alive."""
+
+    __slots__ = ()
+
+    def __getitem__(self, at: Any) -> Any:
+        item = tuple.__getitem__(self, at)
+        return bytes(bytearray(b"203.0.113.9")).decode() if isinstance(item, str) else 65000
+
+    def __iter__(self) -> Any:
+        return iter([self[n] for n in range(tuple.__len__(self))])
+
+    def __len__(self) -> int:
+        return 7
+
+
+@pytest.mark.parametrize("call", ["bind", "connect", "connect_ex"])
+@pytest.mark.parametrize(
+    ("family", "host"),
+    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, b"127.0.0.1"), (socket.AF_INET, "localhost")]
+    + ([(socket.AF_INET6, "::1")] if HAS_IPV6 else []),
+    ids=str,
+)
+def test_an_address_is_what_stands_in_the_tuple(kind: Kind, call: str, family: int, host: Any) -> None:
+    """As the standard library reads it: not what a subclass answers, and fresh each time."""
+    with kind(family) as listener, kind(family) as sock:
+        listener.bind((host, 0))
+        if call == "bind":
+            sock.bind(Fresh((host, 0, 0, 0)[: 2 if family == socket.AF_INET else 4]))
+            assert sock.getsockname()[0] == listener.getsockname()[0]
+        else:
+            listener.listen(1)
+            getattr(sock, call)(Fresh((host, listener.getsockname()[1])))
+            assert sock.getpeername() == listener.getsockname()
+
+
+class Closing:
+    """Closes the socket at the moment when C asks for the argument's value."""
+
+    def __init__(self, sock: Any, value: Any) -> None:
+        self.sock, self.value = sock, value
+
+    def close(self) -> Any:
+        self.sock.close()
+        return self.value
+
+    __index__ = __float__ = __fspath__ = close
+
+    def __iter__(self) -> Any:
+        return iter(self.close())
+
+    def __len__(self) -> int:
+        return len(self.close())
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return memoryview(self.close())
+
+
+SOL, KEEP = socket.SOL_SOCKET, socket.SO_KEEPALIVE
+CLOSED_BY_AN_ARGUMENT: dict[str, Callable[[Any], object]] = {
+    "bind": lambda s: s.bind(("127.0.0.1", Closing(s, 0))),
+    "connect": lambda s: s.connect(("127.0.0.1", Closing(s, 9))),
+    "recv": lambda s: s.recv(Closing(s, 1)),
+    "recv's flags": lambda s: s.recv(1, Closing(s, 0)),
+    "recv_into": lambda s: s.recv_into(bytearray(1), Closing(s, 1)),
+    "send": lambda s: s.send(b"x", Closing(s, 0)),
+    "sendall": lambda s: s.sendall(b"x", Closing(s, 0)),
+    "sendmsg's buffers": lambda s: s.sendmsg(Closing(s, [b"x"])),
+    "sendmsg's ancillary data": lambda s: s.sendmsg([b"x"], Closing(s, [])),
+    "accept_many": lambda s: s.accept_many(Closing(s, 1)),
+    "getsockopt's length": lambda s: s.getsockopt(SOL, KEEP, Closing(s, 4)),
+    "settimeout": lambda s: s.settimeout(Closing(s, 1)),
+}
+if sys.version_info >= (3, 12):
+    CLOSED_BY_AN_ARGUMENT |= {
+        "sendmsg's buffer": lambda s: s.sendmsg([b"x", Closing(s, b"x")]),
+        "a buffer of recv_into": lambda s: s.recv_into(Closing(s, bytearray(1))),
+        "a buffer of send": lambda s: s.send(Closing(s, b"x")),
+        "a buffer of setsockopt": lambda s: s.setsockopt(SOL, KEEP, Closing(s, b"\1\0\0\0")),
+    }
+
+
+@pytest.mark.parametrize("function", CLOSED_BY_AN_ARGUMENT.values(), ids=CLOSED_BY_AN_ARGUMENT.keys())
+def test_an_argument_may_close_its_socket(function: Callable[[Any], object]) -> None:
+    """Whoever closes it makes its number free for others: nothing may be done with that one."""
+    stranger: list[Any] = []
+
+    class Replaced(harken.Socket):
+        def close(self) -> None:
+            super().close()
+            if not stranger:
+                stranger.append(socket.socket())
+
+    sock = Replaced()
+    number = sock.fileno()
+    with pytest.raises(OSError, match=r"Bad file descriptor|not a socket"):
+        function(sock)
+    with stranger[0] as other:
+        if os.name == "posix":
+            assert other.fileno() == number  # the number was free, and somebody else has it
+        assert other.getsockopt(SOL, KEEP) == 0
+        assert other.gettimeout() is None
+        if os.name == "posix":
+            assert os.get_blocking(other.fileno())
+            assert other.getsockname()[1] == 0
+
+
+class Lying(int):
+    """An int that compares as it likes."""
+
+    def __lt__(self, other: Any) -> bool:
+        return False
+
+    __gt__ = __le__ = __ge__ = __lt__
+
+
+def test_numbers_are_what_they_are_and_not_what_they_say() -> None:
+    with harken.Socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="backlog"):
+            sock.listen(Lying(-1))
+    with pytest.raises(ValueError, match="negative"):
+        harken.Socket(fileno=Lying(-1))
+    if HAS_IPV6:
+        with harken.Socket(socket.AF_INET6) as sock, pytest.raises(OverflowError, match="scope_id"):
+            sock.bind(("::1", 0, 0, Lying(-1)))
+
+
+@posix_only
+@pytest.mark.parametrize("form", [bytes, bytearray, str])
+def test_a_path_that_changes_its_mind(form: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:
+    class Other(bytes):
+        def __bytes__(self) -> bytes:
+            return b"elsewhere" * 100  # noqa: PLE0308  what ruff does not work out
+
+        def __len__(self) -> int:
+            return 1000
+
+    monkeypatch.chdir(tmp_path)
+    with harken.Socket(socket.AF_UNIX) as sock:
+        sock.bind(Other(b"here") if form is bytes else form("here", "ascii") if form is bytearray else "here")
+        assert sock.getsockname() == "here"
+
+
+# ---------------------------------------------------------------------- far too long
+
+
+@pytest.mark.parametrize("length", [1013, 200_000])
+@pytest.mark.parametrize("call", ["getaddrinfo", "bind", "connect"])
+def test_a_name_that_is_too_long_is_refused_before_it_is_encoded(call: str, length: int) -> None:
+    """Composing characters takes a time that grows with the square of their number: minutes for these."""
+    host = ("a" + "\u0301\u0316" * length)[:length]
+    with harken.Socket() as sock, pytest.raises(UnicodeError, match=f"{call}.*host.*{length} characters") as caught:
+        harken.getaddrinfo(host, 80) if call == "getaddrinfo" else getattr(sock, call)((host, 80))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_name_that_idna_makes_short_enough_is_no_error_of_length() -> None:
+    with pytest.raises(UnicodeError) as caught:  # the label is too long, and the codec says so
+        harken.getaddrinfo("e\u0301" * 100, 80)
+    assert "253" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("a." * 127 + "a", 80),
+        ("a." * 500_000, 80),
+        (b"a." * 500_000, 80),
+        ("\u00e9." * 200, 80),
+        ("127.0.0.1", "x" * 1_000_000),
+    ],
+    ids=["254", "a million", "bytes", "idna", "a service"],
+)
+def test_what_is_too_long_for_dns_is_not_asked_for(host: Any, port: Any) -> None:
+    with pytest.raises(socket.gaierror) as caught:
+        harken.getaddrinfo(host, port)
+    assert len(str(caught.value)) < 1000
