@@ -64,8 +64,9 @@ cdef class Tools:
             return [None] * len(binds)
         for_binds = part("_options", str(binds[0])).for_binds
         Plan = part("_plan", str(binds[0])).Plan
+        all_chosen = for_binds(self.called(), binds, options or {})
         try:
-            return [Plan(chosen) for chosen in for_binds(self.called(), binds, options or {})]
+            return [Plan(chosen) for chosen in all_chosen]
         except ValueError:
             error = exhausted()
             if error:  # a table of users or groups that cannot be opened has no names
