@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -619,6 +619,88 @@ def test_what_is_no_listener_is_refused(listeners: harken.Listeners, engine: str
     with pytest.raises(RuntimeError, match="make another one"):
         acceptor.__init__(listeners)  # type: ignore[misc]
     assert acceptor.closed
+
+
+class Odd(int):
+    """A number that compares as nobody expects."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+
+@pytest.mark.parametrize("where", ["iter", "next", "of another", "hash and eq"])
+def test_listeners_that_make_the_acceptor_while_it_is_made(
+    listeners: harken.Listeners, engine: str, where: str
+) -> None:
+    """Python code of the caller runs before the first field is written: whoever comes first has the acceptor."""
+    made = harken.Acceptor.__new__(harken.Acceptor)
+    made_within: list[int] = []
+
+    def make(count: int) -> None:
+        with harken.listen(*["127.0.0.1:0"] * count) as others:
+            made.__init__(others, engine=engine)  # type: ignore[misc]
+            made_within.append(count)
+            assert f"{count} listener" in repr(made)
+            assert made.stats().engine == engine  # while its listeners are open
+
+    class Making:
+        def __iter__(self) -> Iterator[harken.Socket]:
+            if where == "iter":
+                make(40)
+            return self.each()
+
+        def each(self) -> Iterator[harken.Socket]:
+            for listener in listeners:
+                if where == "next":
+                    make(40)
+                yield listener
+            if where == "of another":
+                make(1)
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            if where == "hash and eq" and not made_within:
+                make(3)
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    with pytest.raises(RuntimeError, match="make another one"):
+        made.__init__(Making(), engine=Name(engine), on_overload=Name("shed"), batch=7)  # type: ignore[misc]
+    assert len(made_within) == 1
+    assert made.batch == 64  # of the one that was made
+    assert made.closed  # with its last listener
+    with listeners.acceptor(engine=engine) as other, clients(listeners[0].address, 1):
+        close_all(taken_in_time(other, 1))
+
+
+def test_only_one_of_many_threads_makes_an_acceptor(listeners: harken.Listeners, engine: str) -> None:
+    for _ in range(20):
+        acceptor = harken.Acceptor.__new__(harken.Acceptor)
+
+        def make(acceptor: harken.Acceptor = acceptor) -> int:
+            try:
+                acceptor.__init__(listeners, engine=engine)  # type: ignore[misc]
+            except RuntimeError:
+                return 0
+            return 1
+
+        assert sum(call.outcome() for call in [Call(make) for _ in range(4)]) == 1
+        acceptor.close()
+
+
+def test_numbers_are_read_as_c_reads_them(listeners: harken.Listeners, engine: str) -> None:
+    for wrong in (Odd(-3), Odd(0), Odd(-(10**30))):
+        with pytest.raises(ValueError, match="at least 1"):
+            listeners.acceptor(engine=engine, batch=wrong)
+        with listeners.acceptor(engine=engine) as acceptor, pytest.raises(ValueError, match="at least 1"):
+            acceptor.accept_many(wrong)
+    with listeners.acceptor(engine=engine, limit=Odd(10**30)) as acceptor, clients(listeners[0].address, 3):
+        wait_for_queue(listeners[0], 3)
+        assert acceptor.limit == 0x7FFFFFFF
+        close_all(acceptor.accept_many(Odd(10**30)))
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_connection_that_could_not_be_given_away_is_still_ours(
     listeners: harken.Listeners, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refuses(socket.socket):
-        def __init__(self, *_: object, **__: object) -> None:
+        def __new__(cls, *_: object, **__: object) -> Any:
             raise MemoryError
 
     with listeners.acceptor(engine=engine, limit=1) as acceptor, clients(listeners[0].address, 2) as connected:

@@ -246,20 +246,40 @@ cdef class Acceptor:
         c.net_lock_init(&self.gauge.lock)
 
     def __init__(self, listeners, *, batch=None, limit=None, on_overload="pause", engine=None):
-        cdef int error
-        cdef net_engine_t *made = NULL
-        if self.begun or self.nodes != NULL:
+        # All that runs code of the caller comes first, and writes nothing. A call of __init__ from within it, or from
+        # another thread, may get ahead; then this one is the second.
+        cdef int most_at_once = BATCH if batch is None else at_least_one(batch, "batch")
+        cdef int stride = STRIDE if batch is None else most_at_once
+        cdef int most = 0 if limit is None else at_least_one(limit, "limit")
+        cdef int policy = policy_of(on_overload)
+        cdef bytes wanted = engine_of(engine)
+        cdef tuple sockets = listeners_of(listeners)
+        if not self.claim():
             raise RuntimeError("this Acceptor has its listeners already, make another one")
-        self.batch = BATCH if batch is None else at_least_one(batch, "batch")
-        self.stride = STRIDE if batch is None else self.batch
-        self.most = 0 if limit is None else at_least_one(limit, "limit")
-        # An eighth of a small limit is nothing: then there must be room for one.
-        self.gauge.low = min(self.most - 1, self.most - self.most // 8)
-        self.policy = self.policy_of(on_overload)
-        self.asked = on_overload if self.policy == ASK else None
-        self.engine = engine_of(engine)
-        self.watch_over(listeners_of(listeners))
-        error = self.open(&made)
+        try:
+            self.batch, self.stride, self.most, self.policy = most_at_once, stride, most, policy
+            # An eighth of a small limit is nothing: then there must be room for one.
+            self.gauge.low = min(self.most - 1, self.most - self.most // 8)
+            self.asked = on_overload if policy == ASK else None
+            self.engine = wanted
+            self.watch_over(sockets)
+            self.start()
+        except BaseException:
+            self.give_back()
+            self.begun = False
+            raise
+        self.shut = False
+
+    @cython.critical_section
+    cdef bint claim(self) noexcept:
+        if self.begun:
+            return False
+        self.begun = True
+        return True
+
+    cdef int start(self) except -1:
+        cdef net_engine_t *made = NULL
+        cdef int error = self.open(&made)
         if error == 0:
             error = c.net_socket((<Socket>self.sockets[0]).family, c.SOCK_STREAM, 0, &self.reserve)
         if error == 0:
@@ -267,16 +287,14 @@ cdef class Acceptor:
         if error:
             if made != NULL:
                 c.net_engine_close(made)
-            self.give_back()
             try:
                 c.net_raise(error)
             except OSError as failure:
-                if engine is not None:
-                    failure.add_note(f"the engine {engine!r} cannot be had here")
+                if self.engine is not None:
+                    failure.add_note(f"the engine {self.engine.decode()!r} cannot be had here")
                 raise
         self.name = made.name
-        self.begun = True
-        self.shut = False
+        return 0
 
     def __del__(self):
         cdef list left = self.ready
@@ -300,41 +318,12 @@ cdef class Acceptor:
 
     # ------------------------------------------------------------------ what it is made of
 
-    cdef int policy_of(self, object on_overload) except -1:
-        if isinstance(on_overload, str):
-            if on_overload == "pause":
-                return PAUSE
-            if on_overload == "shed":
-                return SHED
-            raise ValueError(f"on_overload must be 'pause', 'shed' or a function, not {on_overload!r}")
-        if not callable(on_overload):
-            raise TypeError(f"on_overload must be 'pause', 'shed' or a function, not {type(on_overload).__name__}")
-        return ASK
-
     cdef int watch_over(self, tuple listeners) except -1:
         """Checks all before the first is touched."""
-        cdef Socket listener
-        cdef int n, error, listening
+        cdef int n
         cdef set handles = set()
-        if not listeners:
-            raise ValueError("an Acceptor needs at least one listener")
-        for n, given in enumerate(listeners):
-            if not isinstance(given, Socket):
-                raise no_listener(given)
-            listener = given
-            if listener.handle == c.NET_INVALID:
-                raise ValueError(f"listener {n} is closed, or was given away")
-            if listener.type != c.SOCK_STREAM:
-                raise ValueError(f"listener {n} is no stream socket: {listener!r}")
-            listening = 0
-            error = c.net_listening(listener.handle, &listening)
-            if error:
-                c.net_raise(error)
-            if not listening:
-                raise ValueError(f"listener {n} does not listen yet, call its listen(): {listener!r}")
-            if listener.handle in handles:
-                raise ValueError(f"listener {n} is there twice: {listener!r}")
-            handles.add(listener.handle)
+        for n in range(<int>len(listeners)):
+            check_listener(<Socket>listeners[n], n, handles)
         self.nodes = <node_t *>PyMem_Calloc(len(listeners), sizeof(node_t))
         if self.nodes == NULL:
             raise MemoryError()
@@ -1105,14 +1094,57 @@ cdef void keep_failures(net_failures_t *kept, net_engine_t *engine) noexcept:
             count_failure(kept, engine.failures.error[n], engine.failures.count[n])
 
 
+cdef int policy_of(object on_overload) except -1:
+    if isinstance(on_overload, str):
+        if on_overload == "pause":
+            return PAUSE
+        if on_overload == "shed":
+            return SHED
+        raise ValueError(f"on_overload must be 'pause', 'shed' or a function, not {on_overload!r}")
+    if not callable(on_overload):
+        raise TypeError(f"on_overload must be 'pause', 'shed' or a function, not {type(on_overload).__name__}")
+    return ASK
+
+
 cdef tuple listeners_of(object given):
+    """They are Sockets, and at least one."""
+    cdef tuple found
     if isinstance(given, Socket):
         return (given,)
     try:
         given = iter(given)
     except TypeError:
         raise no_listener(given) from None
-    return tuple(given)
+    found = tuple(given)
+    if not found:
+        raise ValueError("an Acceptor needs at least one listener")
+    for one in found:
+        if not isinstance(one, Socket):
+            raise no_listener(one)
+    return found
+
+
+cdef int check_listener(Socket listener, int n, set before) except -1:
+    """Does it listen, and is it not among those before it? What a user's __repr__ does comes after all use."""
+    cdef int error = 0, listening = 0
+    cdef bint open, twice = False
+    with cython.critical_section(listener):
+        open = listener.handle != c.NET_INVALID
+        if open:
+            error = c.net_listening(listener.handle, &listening)
+            twice = listener.handle in before
+            before.add(listener.handle)
+    if not open:
+        raise ValueError(f"listener {n} is closed, or was given away")
+    if listener.type != c.SOCK_STREAM:
+        raise ValueError(f"listener {n} is no stream socket: {listener!r}")
+    if error:
+        c.net_raise(error)
+    if not listening:
+        raise ValueError(f"listener {n} does not listen yet, call its listen(): {listener!r}")
+    if twice:
+        raise ValueError(f"listener {n} is there twice: {listener!r}")
+    return 0
 
 
 cdef object no_listener(object given):
@@ -1123,12 +1155,16 @@ cdef object no_listener(object given):
 
 
 cdef int at_least_one(object number, str name) except -1:
-    """A count: a whole number; what is more than C can count is as good as no bound."""
+    """A count: a whole number; what is more than C can count is as good as no bound. C reads it, for a class derived
+    from int may compare as it likes."""
+    cdef int overflow = 0
+    cdef long value
     if not isinstance(number, int):
         raise TypeError(f"{name} must be an int, not {type(number).__name__}")
-    if number < 1:
+    value = c.PyLong_AsLongAndOverflow(number, &overflow)
+    if overflow < 0 or (overflow == 0 and value < 1):
         raise ValueError(f"{name} must be at least 1: {number}")
-    return min(number, 0x7FFFFFFF)
+    return 0x7FFFFFFF if overflow else <int>min(value, 0x7FFFFFFF)
 
 
 cdef bytes engine_of(object name):

@@ -196,6 +196,7 @@ cdef extern from "Python.h":
     object PyCFunction_NewEx(PyMethodDef *method, object bound_to, object module)
     int Py_AtExit(void (*function)() noexcept)
     int PyErr_CheckSignals() except -1
+    long PyLong_AsLongAndOverflow(object number, int *overflow) except? -1
     int PyErr_ResourceWarning(object source, Py_ssize_t level, const char *text, ...)
     void PyErr_WriteUnraisable(object where)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
