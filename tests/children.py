@@ -9,6 +9,7 @@ import errno
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -86,6 +87,17 @@ def seccomp(*instructions):
     assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0, "seccomp"
 """
 
+REFUSE_FAMILY = f"""{SECCOMP}
+def refuse_family(family, number):
+    "From now on socket(2) of this family fails: RestrictAddressFamilies= of systemd, or a kernel built without it."
+    call = {{"x86_64": 41, "aarch64": 198}}[os.uname().machine]
+    seccomp(
+        (0x20, 0, 0, 0), (0x15, 0, 3, call),  # the system call; unless it is socket(2), allow it
+        (0x20, 0, 0, 16), (0x15, 0, 1, family),  # the family; unless it is this one, allow it
+        (0x06, 0, 0, 0x00050000 | number), (0x06, 0, 0, 0x7FFF0000),
+    )
+"""
+
 NOBODY = 65534
 
 HAS_PSUTIL = importlib.util.find_spec("psutil") is not None and not WINE  # whose table names no process
@@ -93,6 +105,9 @@ needs_table = pytest.mark.skipif(
     not (LINUX or HAS_PSUTIL), reason="who has an address is told by Linux, or by psutil, which is not installed"
 )
 needs_psutil = pytest.mark.skipif(not HAS_PSUTIL, reason="psutil is not installed")
+needs_seccomp = pytest.mark.skipif(
+    LINUX and platform.machine() not in ("x86_64", "aarch64"), reason="the filter is written for x86-64 and arm64"
+)
 needs_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user"
 )

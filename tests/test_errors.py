@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,11 @@ from children import NOBODY, needs_root, needs_table, run, running, server
 from harken import Holder, _hints, _holders
 from harken._errors import failure
 from machine import linux_only, needs_ipv6, posix_only
+
+if TYPE_CHECKING:
+    from poison import Poison
+
+pytest_plugins = ["poison"]
 
 
 def failing(bind: str | int) -> harken.AddressInUseError:
@@ -221,6 +226,117 @@ def test_a_copy_knows_what_was_found(duplicate: Callable[[Any], Any]) -> None:
     assert type(again) is type(error)
     assert (again.cause, again.holders, again.hint, str(again)) == (error.cause, error.holders, error.hint, str(error))
     assert again.__notes__ == ["on the second try"]
+
+
+# ---------------------------------------------------------------------------- the call in its own way
+
+
+@pytest.fixture
+def free() -> int:
+    with harken.listen("127.0.0.1:0") as listeners:
+        return listeners.port
+
+
+@pytest.mark.parametrize("open_them", [harken.listen, harken.bind])
+@pytest.mark.parametrize(
+    "binds",
+    [
+        ["0.0.0.0:{0}", "127.0.0.1:{0}"],
+        ["127.0.0.1:{0}", "tcp4://:{0}"],
+        ["127.0.0.1:{0}", "127.0.0.1:{0}"],
+        ["localhost:{0}", "localhost:{0}"],
+        ["localhost:{0}", "127.0.0.1:{0}"],
+        ["127.0.0.1:{0}", "127.0.0.1:0", "127.0.0.1:{0}"],
+        ["127.0.0.1:{0}?backlog=5", "127.0.0.1:{0}?nodelay=1"],
+        ["127.0.0.1:{0}-{1}", "127.0.0.1:{0}"],
+        ["127.0.0.1:{0}", "127.0.0.1:{1}", "127.0.0.1:{0}-{1}"],
+        [":{0}?ipv6_only=0", "127.0.0.1:{0}"],
+        [":{0}?ipv6_only=0", "[::1]:{0}"],
+        ["127.0.0.1:{0}", ":{0}?ipv6_only=0"],
+        ["0.0.0.0:{0}?reuse_port=1", "127.0.0.1:{0}?reuse_port=1"],
+        ["127.0.0.1:{0}?reuse_port=1", "127.0.0.1:{0}"],
+        ["tcp4://:{0}?interface=lo", "127.0.0.1:{0}"],
+        ["mptcp://127.0.0.1:{0}", "127.0.0.1:{0}"],
+    ],
+)
+@linux_only
+@needs_ipv6
+def test_a_call_that_is_in_its_own_way_says_so(free: int, open_them: Callable[..., Any], binds: list[str]) -> None:
+    binds = [bind.format(free, free + 1) for bind in binds]
+    with pytest.raises(harken.AddressInUseError) as caught:
+        open_them(*binds)
+    error = caught.value
+    assert (error.cause, error.holders) == ("twice", [])
+    first = binds[-2] if len(set(binds)) == 3 and "-" in binds[-1] else binds[0]
+    assert repr(first) in error.hint
+    assert repr(binds[-1]) in error.hint
+    assert "of the same call" in error.hint or "twice in the same call" in error.hint
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.cause, copied.holders, copied.hint) == (error.cause, error.holders, error.hint)
+
+
+@linux_only
+@pytest.mark.parametrize("open_them", [harken.listen, harken.bind])
+@pytest.mark.parametrize("other", ["unix:{0}/a", "unix:{0}/../{1}/a", "unix:{0}/a?mode=0600", "unix:./a"])
+def test_a_path_that_is_given_twice_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_them: Callable[..., Any], other: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = other.format(tmp_path, tmp_path.name)
+    with pytest.raises(harken.AddressInUseError) as caught:
+        open_them("127.0.0.1:0", f"unix:{tmp_path}/a", other)
+    assert (caught.value.cause, caught.value.holders) == ("twice", [])
+    assert repr(other) in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux_only
+def test_an_abstract_name_and_a_descriptor_that_are_given_twice_say_so() -> None:
+    name = f"unix:@harken-twice-{os.getpid()}"
+    with pytest.raises(harken.AddressInUseError) as caught:
+        harken.listen(name, name)
+    assert caught.value.cause == "twice"
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        bind = f"127.0.0.1:{sock.getsockname()[1]}"
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(f"fd://{sock.fileno()}", bind)
+        assert (caught.value.cause, caught.value.holders) == ("twice", [])
+        assert repr(f"fd://{sock.fileno()}") in caught.value.hint
+        with pytest.raises(harken.ListenError, match="asked for twice"):
+            harken.listen(f"fd://{sock.fileno()}", f"fd://{sock.fileno()}")
+
+
+@linux_only
+def test_a_name_that_stands_for_one_address_and_all_of_them_is_in_its_own_way(poison: Poison) -> None:
+    program = """
+        import harken
+        try:
+            harken.listen("both:18083")
+        except harken.AddressInUseError as error:
+            tell(cause=error.cause, hint=error.hint)
+    """
+    told = poison.run(program, hosts="both=0.0.0.0,127.0.0.1").said
+    assert told["cause"] == "twice"
+    assert "'both:18083' is given twice in the same call, or names addresses that overlap" in told["hint"]
+
+
+@needs_table
+@pytest.mark.parametrize("binds", [["0.0.0.0:{0}", "127.0.0.1:{1}"], ["0.0.0.0:{0}", "127.0.0.1:{0}", "127.0.0.1:{1}"]])
+def test_who_else_is_in_the_way_is_told_beside_sockets_of_our_own(free: int, binds: list[str]) -> None:
+    """Nothing of the call overlaps with what somebody else has; and what is refused first is told."""
+    with running(server()) as child:
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(*(bind.format(free, child["port"]) for bind in binds))
+        assert (caught.value.cause, [holder.pid for holder in caught.value.holders]) == ("listener", [child["pid"]])
+
+
+@linux_only
+def test_another_process_on_a_narrower_address_is_told_and_not_the_call() -> None:
+    """0.0.0.0 of this call is bound and does not listen, so that it is in nobody's way."""
+    with running(server("127.0.0.2")) as child:
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(f"127.0.0.1:{child['port']}", f"127.0.0.2:{child['port']}")
+        assert (caught.value.cause, [holder.pid for holder in caught.value.holders]) == ("listener", [child["pid"]])
 
 
 # ---------------------------------------------------------------------------- causes on other systems

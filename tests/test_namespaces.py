@@ -4,15 +4,14 @@ Linux, with its own interfaces and sysctls, in which a program runs and tells wh
 from __future__ import annotations
 
 import errno
-import platform
 import socket
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from children import NOBODY, SECCOMP, needs_root, run
-from machine import LINUX, linux_only, needs_ipv6
+from children import NOBODY, REFUSE_FAMILY, needs_root, needs_seccomp, run
+from machine import linux_only, needs_ipv6
 
 if TYPE_CHECKING:
     from poison import Poison
@@ -130,20 +129,13 @@ def test_a_name_is_without_the_loopback_that_is_not_there(
 
 
 # What a kernel says that was started with ipv6.disable=1, said by a seccomp filter.
-WITHOUT_IPV6 = f"""{SECCOMP}
+WITHOUT_IPV6 = f"""{REFUSE_FAMILY}
 import errno
-number = {{"x86_64": 41, "aarch64": 198}}[os.uname().machine]  # of socket(2)
-seccomp(
-    (0x20, 0, 0, 0), (0x15, 0, 3, number),  # the system call; unless it is socket(2), allow it
-    (0x20, 0, 0, 16), (0x15, 0, 1, socket.AF_INET6),  # the family; unless it is IPv6, allow it
-    (0x06, 0, 0, 0x00050000 | errno.EAFNOSUPPORT), (0x06, 0, 0, 0x7FFF0000),
-)
+refuse_family(socket.AF_INET6, errno.EAFNOSUPPORT)
 """
 
 
-@pytest.mark.skipif(
-    LINUX and platform.machine() not in ("x86_64", "aarch64"), reason="the filter is written for x86-64 and arm64"
-)
+@needs_seccomp
 @pytest.mark.parametrize("bind", [":0", "localhost:0"])
 def test_ipv6_is_left_out_where_the_kernel_was_started_without_it(bind: str) -> None:
     if bind.startswith("localhost") and len({entry[0] for entry in socket.getaddrinfo("localhost", 0)}) == 1:

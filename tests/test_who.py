@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import harken
-from children import needs_table, on_terminal, running, server
+from children import needs_root, needs_table, on_terminal, run, running, server
 from harken import Holder, _holders, _who
 from harken.__main__ import main
 from machine import linux_only
@@ -35,7 +35,7 @@ def test_json_for_a_program() -> None:
         command = [sys.executable, "-m", "harken", "who", "--json", f"127.0.0.1:{child['port']}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     (fact,) = map(json.loads, done.stdout.splitlines())
-    assert list(fact) == ["pid", "name", "user", "command", "address", "state"]
+    assert list(fact) == ["pid", "name", "user", "command", "address", "state", "interface"]
     assert (fact["pid"], fact["address"], fact["state"]) == (child["pid"], ["127.0.0.1", child["port"]], "listening")
 
 
@@ -104,3 +104,28 @@ def test_connections_that_ended_are_shown_and_are_nobodys(
     monkeypatch.setattr(_who, "holders", lambda _: [ended])
     assert main(["who", "80"]) == 1
     assert capsys.readouterr().out == "-\t-\ttime-wait\t127.0.0.1:80\t-\t-\n"
+
+
+@linux_only
+@needs_root
+def test_the_interface_is_shown() -> None:
+    told = run(
+        """
+        import contextlib, io, harken
+        from harken.__main__ import main
+        with harken.listen("0.0.0.0:8080?interface=lo"):
+            shown = {}
+            for bind in ("127.0.0.1:8080", ":8080?interface=lo", "127.0.0.1:8080?interface=va"):
+                for options in ([], ["--json"]):
+                    out = io.StringIO()
+                    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+                        code = main(["who", *options, bind])
+                    shown[" ".join([bind, *options])] = [code, out.getvalue()]
+        tell(shown=shown)
+    """,
+        setup="ip link add va type veth peer name vb",
+    )["shown"]
+    for bind in ("127.0.0.1:8080", ":8080?interface=lo"):
+        assert told[bind][1].split("\t")[3] == "0.0.0.0:8080?interface=lo"
+        assert json.loads(told[f"{bind} --json"][1])["interface"] == "lo"
+    assert told["127.0.0.1:8080?interface=va"] == [1, ""]

@@ -18,6 +18,7 @@ from harken._resolve cimport decode, found_at, found_t, free_found, resolve_bind
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open
+from harken._collision import of_call
 from harken._errors import failure
 from harken._inherit import give_back as give_back_inherited, inherited
 from harken._listener import IncompleteListeners, Listener, Listeners
@@ -84,8 +85,9 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
     cdef tuple asked
     cdef Socket sock
     cdef int error, backlog = -1
-    cdef bint plain
+    cdef bint plain, all_bound = False
     cdef Py_ssize_t n
+    cdef list ends = []  # how many sockets there are behind each bind
     if names != NULL:
         options = {}
         for n in range(PyTuple_GET_SIZE(<object>names)):
@@ -108,6 +110,8 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
                 left_out = bind_one(tools, asked, None, False, sockets, left_out, 0)
             else:
                 left_out = bind_special(tools, asked, plans[n], sockets, left_out, special, backlog)
+            ends.append(len(sockets))
+        all_bound = True
         if special is not None:
             listen_special(tools, special, sockets, backlog)
         else:
@@ -123,11 +127,39 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
         if special is not None and not tools.held:
             publish_paths(special, sockets)
         return made
-    except BaseException:
-        if special is not None:
-            give_back(special)
-        close_all(sockets)
+    except BaseException as reason:
+        try:
+            if isinstance(reason, OSError):
+                read = [tools.read(<object>binds[n], &plain) for n in range(count)]
+                tell_of_others(reason, read, plans, sockets, ends, special, all_bound)
+        except Exception:
+            pass  # what explains an error must not become the error
+        finally:
+            if special is not None:
+                give_back(special)
+            close_all(sockets)
         raise
+
+
+cdef int tell_of_others(
+    object error, list binds, list plans, list sockets, list ends, list special, bint all_bound
+) except -1:
+    """While the call's own sockets are still open: one of them may be what is in the way."""
+    cdef list others = []
+    cdef Py_ssize_t n, index, failed = len(ends)  # which bind; until all are bound, the one behind those that are
+    cdef object failing = None  # its socket, where that is open
+    for index in range(len(sockets)):
+        sock = sockets[index]
+        n = 0
+        while n < len(ends) and not (sock in special[n][1] if special is not None else index < ends[n]):
+            n += 1
+        if all_bound and failing is None and state_of(sock) != "listening":
+            failed, failing = n, sock  # they listen one after another
+        else:
+            others.append((binds[n], sock))
+    if failed < len(binds):
+        of_call(error, binds[failed], None if plans is None else plans[failed], failing, others)
+    return 0
 
 
 cdef c.PyMethodDef LISTEN = c.PyMethodDef(
@@ -500,6 +532,57 @@ cdef int open_tuned(
             sock.end()
             raise
     return error
+
+
+def try_out(bind, plan, int family, port):
+    """For ``harken check``: opens each address of a bind as listen() would, but for listen(2), whatever becomes of the
+    others. A list of ``(address, socket, step, error, absent)``: a socket, or the error of a step; ``absent`` when
+    listen() would do without the address. And the error of MPTCP, where plain TCP would take its place.
+
+    Raises the ListenError of getaddrinfo().
+    """
+    cdef found_t addresses
+    cdef const addrinfo *address
+    cdef Tools tools = Tools(False)
+    cdef Socket sock
+    cdef list found = [], told = []
+    cdef const char *step = b"bind"
+    cdef int error, n, lacking
+    if bind[6] == "vsock":
+        try:
+            return [(bind[3], bind_vsock(tools, <tuple>bind, plan), None, None, False)], None
+        except OSError as reason:
+            return [(bind[3], None, None, reason, False)], None
+    memset(&addresses, 0, sizeof(addresses))
+    try:
+        resolve_bind(&addresses, <tuple>bind, port, family)
+    except OSError as reason:
+        fail("getaddrinfo", bind[3], exhausted() or reason)
+    try:
+        lacking = family_to_leave_out(bind[0], &addresses)
+        for n in range(<int>addresses.size):
+            address = found_at(&addresses, n)
+            if stands_before(&addresses, address, n):
+                continue
+            where = decode(address.ai_addr, address.ai_addrlen)
+            if address.ai_family == lacking:
+                found.append((where, None, "bind", error_of(c.NET_EADDRNOTAVAIL), True))
+                continue
+            sock = new_socket(tools, plan)
+            multipath = bind[3] if bind[6] == "mptcp" and not told else None
+            try:
+                error = open_tuned(sock, address, plan, multipath, told, False, &step)
+            except OSError as reason:
+                found.append((where, None, None, reason, False))
+                continue
+            if error == 0:
+                found.append((where, sock, None, None, False))
+            else:
+                absent = may_be_absent(&addresses, address, error)
+                found.append((where, None, step.decode("ascii"), error_of(error), absent))
+    finally:
+        free_found(&addresses)
+    return found, (told[0][1] if told else None)
 
 
 cdef bint stands_before(const found_t *addresses, const addrinfo *address, int index) noexcept:

@@ -60,9 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="what would become of binds, and why",
-        description="Says what harken.listen(BIND...) would open, what would stand in its way and what to do about it,"
-        " without doing it: nothing is bound, and nobody is connected to but a unix path that nobody is seen to have."
-        " Names are looked up.",
+        description="Says what harken.listen(BIND...) would open, what would stand in its way and what to do about it."
+        " Names are looked up, and each address is bound and closed again at once: for that instant it is not free, and"
+        " nobody can connect to it. Unix paths and inherited sockets are only looked at.",
         epilog="A BIND is anything that harken reads: 8080, :8000-8010, localhost:http, unix:/run/app.sock, fd://3,"
         " systemd:web, also with options: :8080?backlog=8192. Between tabs: verdict, address, bind, backlog, cause,"
         " held by, error, hint, note. Exit codes: 0 all could be opened, 1 at least one could not, 2 a BIND could not"

@@ -1,4 +1,4 @@
-"""``python -m harken check``: what `harken.listen` would do with some binds, and why, without doing it."""
+"""``python -m harken check``: what `harken.listen` would do with some binds, and why; see `harken._foresee`."""
 
 from __future__ import annotations
 

@@ -75,15 +75,26 @@ class ListenError(OSError):
 class AddressInUseError(ListenError):
     """Somebody else has the address: EADDRINUSE, and on Windows also WSAEACCES, which is a PermissionError too."""
 
+    _bind = ""
+    """The bind that failed."""
+    _interface = ""
+    """The interface that its socket was for."""
+    _takes_both = False
+    """Was it an IPv6 socket that takes IPv4 too?"""
+    _own: tuple[tuple[str, Address | str, str, bool, bool], ...] = ()
+    """What else the call had opened, which is closed by the time that the error is read: `harken._holders.Own`."""
+
     @property
     def holders(self) -> list[Holder]:
-        """Whose the sockets are that stand in the way, as far as can be told. See `harken.holders`."""
+        """Whose the sockets are that stand in the way, as far as can be told: those of other calls and of other
+        processes, as it is when it is first asked for. See `harken.holders`."""
         return self._finding.holders
 
     @property
     def cause(self) -> str:
         """Why it cannot be had, as it is when it is first asked for.
 
+        ``twice``      the same call of listen() or bind() wants it twice
         ``listener``   another socket listens there
         ``wildcard``   a socket has an address that stands for this one, or that this one stands for
         ``v6only``     a socket of one family takes the other too
@@ -99,13 +110,20 @@ class AddressInUseError(ListenError):
     @cached_property
     def _finding(self) -> Finding | _Unknown:
         try:
-            from ._holders import Finding, explain
+            from ._holders import Finding, Own, explain, twin
         except Exception:  # as for the hint
             return _Unknown()
+        own = [Own(*one) for one in self._own]
+        found, wish = Finding("unknown", []), (self._interface, self._takes_both, own)
         try:
-            found = explain(self.address) if self.address else Finding("unknown", [])
+            # What surely stood in the way; then whatever is there now; then what may have stood in the way.
+            if own and (other := twin(self.address, *wish, standing=True)):
+                return Finding("twice", [], other)
+            found = explain(self.address, self._interface) if self.address else found
+            if own and found.cause == "unknown" and (other := twin(self.address, *wish, standing=False)):
+                return Finding("twice", [], other)
         except Exception:
-            found = Finding("unknown", [])
+            pass
         if found.cause == "unknown" and not isinstance(self.address, str):
             try:
                 from ._hints import excluded_range
@@ -122,7 +140,7 @@ ListenError.__module__ = AddressInUseError.__module__ = "harken"  # where progra
 class _Unknown:
     """A `Finding` where the module that finds out cannot be loaded."""
 
-    cause = "unknown"
+    cause, twin = "unknown", ""
 
     def __init__(self) -> None:
         self.holders: list[Holder] = []

@@ -1,53 +1,46 @@
-"""What `harken.listen` would come to, foretold. Nothing is bound; nobody is connected to but, at times, a unix path.
+"""What `harken.listen` would come to, found out by doing all of it but listen(2), and undoing it at once.
 
-An address is judged by what the system tells of it, in the order in which bind() would judge it. The error that would
-be raised is made, so that step, cause, holders and hint are those of the real one.
+What leaves no trace is done for real, by the code that listen() itself runs: TCP and vsock addresses and abstract names
+are bound, bind after bind, and stay so until the last one is judged, so that binds which collide with each other do so
+here too. The kernel decides, and nothing imitates it. For that instant the addresses are ours; nobody can connect, and
+on Linux no other server is disturbed, as what is bound with SO_REUSEADDR and does not listen is in nobody's way.
 
-Linux's rule for a port that somebody has: two sockets can be bound to one address only when both have SO_REUSEADDR, as
-ours do, and neither listens. No table tells which sockets have it. Where this process may look into the other one, the
-socket itself is asked, through a descriptor that is closed at once; where not, and for connections that no process has
-any more, it cannot be told.
+Paths of unix sockets and inherited sockets would be changed by that. There the questions are asked which listen() asks
+first, and the rest is tried on a file without a name in the same folder.
+
+listen(2) can be refused where bind(2) was not: when, of several sockets that have one port, another one listens first.
+Between the binds of one call that is foretold; another process may still be quicker.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import importlib
 import os
-import re
 import socket
 import stat
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from . import _holders, _inherit, _netlink, _unix
+from . import _holders, _inherit, _unix
 from ._bind import Bind
+from ._collision import interface_of, of_call
 from ._errors import AddressInUseError, ListenError, failure
-from ._hints import excluded_range
-from ._holders import NO_TABLE, Held
+from ._hints import outgoing_ports, setting
+from ._holders import Own, twin
+from ._listen import try_out
 from ._options import for_binds
 from ._plan import Plan
-from ._resolve import addresses_of
-from ._socket import Socket, describe, has_family, queue_of
-from ._system import (
-    AF_INET,
-    AF_INET6,
-    AF_UNIX,
-    IPPROTO_IPV6,
-    IPPROTO_MPTCP,
-    IPPROTO_TCP,
-    IPV6_V6ONLY,
-    SOCK_STREAM,
-)
+from ._socket import Socket, describe, queue_of
+from ._system import AF_INET, AF_INET6, AF_UNIX, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SOCK_STREAM
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from ._holders import Holder
-    from ._options import Options
+    from ._listener import Listener
     from ._types import Address
 
 GOOD = ("free", "left behind", "passed on", "left out")
@@ -73,294 +66,254 @@ class Foreseen:
     """What would be raised; of a verdict that is `UNKNOWN`, what may be raised."""
     note: str = ""
     """What else there is to know, in one line."""
-    own_hint: str = ""
-    """Where the error has none, or its own would be about something else."""
 
     @property
     def hint(self) -> str:
-        """What to do about it, in one line, as the error would say it."""
-        return self.own_hint or (self.error.hint if self.error else "")
+        """What to do about it, in one line, as the error says it."""
+        return self.error.hint if self.error else ""
 
     @property
     def cause(self) -> str:
-        """Why it is in use: `AddressInUseError.cause`; ``twice`` when the call itself wants it twice; else empty."""
-        if self.verdict == "given twice":
-            return "twice"
+        """Why it is in use: `AddressInUseError.cause`; else empty."""
         return self.error.cause if isinstance(self.error, AddressInUseError) else ""
 
     @property
     def holders(self) -> list[Holder]:
         """Who has it."""
-        given = self.verdict == "given twice"
-        return self.error.holders if isinstance(self.error, AddressInUseError) and not given else []
-
-
-class Wishes(NamedTuple):
-    """Those of a bind's options that decide whether an address can be had, and which queue it gets."""
-
-    backlog: int | None
-    takes_both: bool
-    shares: bool
-    """With other sockets of the same call."""
-    joins: bool
-    """And with those of other processes."""
-    anywhere: bool
-    """Also addresses that this machine has not: IP_FREEBIND, IP_TRANSPARENT."""
-    takes_over: bool
-    """A unix path from a live server."""
-    plan: Plan
-    """What else is asked of the sockets."""
-
-    @classmethod
-    def of(cls, options: Options) -> Wishes:
-        joins = options.reuse_port == "join"
-        anywhere = bool(options.freebind or options.transparent)
-        over = options.exclusive is False
-        plan = Plan(options)
-        return cls(options.backlog, plan.takes_both, bool(options.reuse_port), joins, anywhere, over, plan)
+        return self.error.holders if isinstance(self.error, AddressInUseError) else []
 
 
 def foresee(binds: Sequence[str | int | Bind]) -> list[Foreseen]:
-    """What ``harken.listen(*binds)`` would do: each address of each bind, in order. Names are looked up for that.
+    """What ``harken.listen(*binds)`` would do: each address of each bind, in order. Names are looked up for that, and
+    addresses are bound for an instant.
 
     Raises ValueError for a bind that cannot be read, or whose options make no sense; then nothing is said of the
     others, as nothing would be opened.
     """
     read = [Bind(bind) for bind in binds]
-    wishes = [_wishes(bind) for bind in read]
-    future = Future()
+    plans = [_plan(bind) for bind in read]
     rows: list[Foreseen] = []
-    for bind, wish in zip(read, wishes, strict=True):
-        if isinstance(wish, ListenError):
-            rows.append(Foreseen(str(bind), str(bind), "not supported", error=wish))
-        else:
-            rows += future.of(bind, wish)
+    with Trial() as trial:
+        for bind, plan in zip(read, plans, strict=True):
+            if isinstance(plan, ListenError):
+                rows.append(Foreseen(str(bind), str(bind), "not supported", error=plan))
+            else:
+                rows += trial.of(bind, plan)
     return rows
 
 
-def _wishes(bind: Bind) -> Wishes | ListenError:
+def _plan(bind: Bind) -> Plan | ListenError:
     """An option that this system lacks is an error of its own: the bind could be opened elsewhere."""
     try:
-        return Wishes.of(for_binds("check", [bind], {})[0])
+        return Plan(for_binds("check", [bind], {})[0])
     except ListenError as error:
         return error
 
 
-class Future:
+class Opened(NamedTuple):
+    """A socket that the call would have by then."""
+
+    own: Own
+    shares: bool | str
+    """With others of the same call: its reuse_port."""
+    inherited: bool = False
+
+
+class Trial:
     """One call of listen(), bind after bind; what the earlier ones would have is in the way of the later."""
 
     def __init__(self) -> None:
-        self._ours: list[tuple[Held, str]] = []  # what would listen by then, and the bind
-        self._paths: dict[str, str] = {}
-        self._taken: set[int] = set()  # descriptors
-        self._no_socket = cache(_no_socket)
+        self._sockets: list[tuple[Bind, Listener]] = []
+        self._opened: list[Opened] = []
+        self._paths: dict[str, str] = {}  # of unix sockets, and the bind of each
+        self._descriptors: set[int] = set()
 
-    def of(self, bind: Bind, wishes: Wishes) -> list[Foreseen]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _close([sock for _, sock in self._sockets])
+
+    def of(self, bind: Bind, plan: Plan) -> list[Foreseen]:
         """What would become of each address of this bind."""
         if bind.scheme in ("fd", "systemd"):
-            return self._inherited(bind, wishes)
+            return self._inherited(bind, plan)
         if bind.scheme == "unix":
-            return [self._unix(bind, wishes)]
-        if bind.scheme == "vsock":
-            return [self._vsock(bind)]
-        return self._tcp(bind, wishes)
+            return [self._unix(bind, plan)]
+        return self._by_binding(bind, plan)
 
-    # ------------------------------------------------------------------ TCP
+    # ------------------------------------------------------------------ TCP, vsock
 
-    def _tcp(self, bind: Bind, wishes: Wishes) -> list[Foreseen]:
-        text, family = str(bind), bind.family
-        if wishes.takes_both and bind.host is None and not family and self._no_socket(AF_INET6, IPPROTO_TCP) is None:
-            family = AF_INET6  # one socket for both
-        try:
-            with addresses_of(bind, family) as entries:
-                found = list(dict.fromkeys((entry.family, entry.sockaddr) for entry in entries))
-        except OSError as reason:
-            return [_refused(text, text, "getaddrinfo", reason)]
-        addresses = [(family, sockaddr) for family, sockaddr in found if not isinstance(sockaddr, str)]
-        both = len({family for family, _ in addresses}) > 1
-        several = len(bind.ports) > 1
-        ports = bind.ports if several else range(addresses[0][1][1], addresses[0][1][1] + 1)
-        table = Table.of(ports)
-        unsure: list[Foreseen] = []
+    def _by_binding(self, bind: Bind, plan: Plan) -> list[Foreseen]:
+        ports: Sequence[int | str | None] = bind.ports or [bind.port]
         for port in ports:
-            rows = [
-                self._judged(bind, wishes, family, (sockaddr[0], port, *sockaddr[2:]), both, table)
-                for family, sockaddr in addresses
-            ]
-            if all(row.verdict == "left out" for row in rows):
-                rows[-1] = replace(rows[-1], verdict=_word(rows[-1].error), backlog=None)
-            first = next((row for row in rows if row.verdict not in (*GOOD, UNKNOWN)), None)
-            if first is not None and several and first.verdict in ("taken", "given twice"):
+            try:
+                rows, sockets = self._tried(bind, plan, port)
+            except ListenError as error:  # of getaddrinfo()
+                return [Foreseen(str(bind), error.address, _word(error), error=error)]
+            if len(ports) > 1 and any(isinstance(row.error, AddressInUseError) for row in rows):
+                _close(sockets)  # and on to the next, as listen() does
                 continue
-            if first is None and any(row.verdict == UNKNOWN for row in rows):
-                unsure = unsure or rows
+            self._sockets += [(bind, sock) for sock in sockets]
+            if bind.cid is None and bind.port != 0:
+                shares = plan.options.reuse_port or False
+                for sock in sockets:
+                    both = plan.takes_both and sock.family == AF_INET6
+                    own = Own(str(bind), sock.address, interface_of(sock), both, stands=True)
+                    self._opened.append(Opened(own, shares))
+            return rows
+        none_free = failure("bind", str(bind), _error(errno.EADDRINUSE), plan.concerned("bind"))
+        return [self._in_use(bind, plan, str(bind), none_free)]
+
+    def _tried(self, bind: Bind, plan: Plan, port: int | str | None) -> tuple[list[Foreseen], list[Listener]]:
+        """Each address on one port, and the sockets that are bound to them."""
+        family = bind.family
+        if plan.takes_both and bind.host is None and not family:
+            family = AF_INET6  # one socket for both
+        found, plain = try_out(bind, plan, family, port)
+        lacks = [reason.errno for _, _, _, reason, _ in found if reason is not None]
+        if family != bind.family and lacks and lacks[0] in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            also, plain = try_out(bind, plan, AF_INET, port)
+            found = [(*one[:4], True) for one in found] + also
+        backlog, note = _queue(plan) if bind.cid is None else (None, "")
+        if plain is not None:
+            note = _joined("this system has no MPTCP, it would be plain TCP", note)
+        rows: list[Foreseen] = []
+        sockets: list[Listener] = []
+        for address, sock, step, reason, absent in found:
+            if sock is None:
+                rows.append(self._failed(bind, plan, address, step, reason, absent=absent))
                 continue
-            if unsure and first is None:
-                rows = [_also(row, f"or port {unsure[0].address[1]}, of which it cannot be told") for row in rows]
-            if first is None or not unsure:
-                self._have(rows, wishes)
-                return rows
-            break
-        if unsure:
-            self._have(unsure, wishes)
-            return unsure
-        return [_refused(text, text, "bind", _error(errno.EADDRINUSE))]
+            other = self._will_listen_first(bind, plan, address, sock)
+            if other is None:
+                sockets.append(sock)
+                rows.append(Foreseen(str(bind), address, "free", backlog, note=_joined(note, _lent(address))))
+                continue
+            sock.close()
+            error = failure("listen", address, _error(errno.EADDRINUSE), plan.concerned("listen"))
+            rows.append(self._in_use(bind, plan, address, error, (other._replace(stands=True),)))
+        if rows and all(row.verdict == "left out" for row in rows):
+            rows[-1] = replace(rows[-1], verdict=_word(rows[-1].error))
+        return rows, sockets
 
-    def _have(self, rows: list[Foreseen], wishes: Wishes) -> None:
-        for row in rows:
-            if row.verdict in ("free", UNKNOWN) and not isinstance(row.address, str) and row.address[1]:
-                held = Held(row.address, "listening", 0, None, None, wishes.takes_both and ":" in row.address[0])
-                self._ours.append((held, row.bind))
-
-    def _judged(
-        self, bind: Bind, wishes: Wishes, family: int, address: tuple[Any, ...], both: bool, table: Table
+    def _failed(
+        self, bind: Bind, plan: Plan, address: Any, step: str | None, reason: OSError | None, *, absent: bool
     ) -> Foreseen:
-        text, port = str(bind), int(address[1])
-        step, error, sure = "socket", self._no_socket(family, IPPROTO_TCP), True
-        if error is None:
-            step = "bind"
-            error, sure = _not_for_us(family, address, wishes)
-            if both and bind.host is None and not has_family(family):
-                error, sure = _error(errno.EADDRNOTAVAIL), True
-        if error is not None and both and _may_be_absent(address, error):
-            return replace(_refused(text, address, step, error), verdict="left out")
-        multipath = bind.scheme == "mptcp" and IPPROTO_MPTCP >= 0 and not self._no_socket(family, IPPROTO_MPTCP)
-        refused = _no_option(family, IPPROTO_MPTCP if multipath else IPPROTO_TCP, address, wishes.plan)
-        if step == "bind" and refused is not None:
-            return Foreseen(text, address, _word(refused), error=refused)
-        if error is not None:
-            row = _refused(text, address, step, error)
-            return row if sure else replace(row, verdict=UNKNOWN, note="this system does not tell whether that is so")
-        backlog, note = _queue(wishes)
-        plain = "this system has no MPTCP, it would be plain TCP" if bind.scheme == "mptcp" and not multipath else ""
-        note = _joined(plain, note)
-        if port == 0:
-            return Foreseen(text, address, "free", backlog, note=note)
-        for held, other in self._ours:
-            grade = _grade(_relation(address, held, wishes), address, "listening", table.linux)
-            if held.address[1] == port and grade is not False and not wishes.shares:
-                # Both are bound, as neither listens yet; elsewhere the second bind() is refused.
-                row = _in_use(text, address, "listen" if table.linux else "bind")
-                hint = f"{other!r} is given too and takes this address: leave one of them out"
-                return replace(row, verdict="given twice" if grade else UNKNOWN, own_hint=hint)
-        if table.unread:
-            return replace(_in_use(text, address), verdict=UNKNOWN, own_hint=NO_TABLE)
-        taken, why = self._held(address, port, wishes, table)
-        if taken:
-            return _in_use(text, address)
-        if taken is None:
-            return _also(replace(_in_use(text, address), verdict=UNKNOWN, backlog=backlog), why)
-        if excluded_range(*address[:2]):
-            return _in_use(text, address)
-        return Foreseen(text, address, "free", backlog, note=_joined(note, why, table.silence))
+        assert reason is not None
+        if isinstance(reason, ListenError):
+            error = reason
+        else:
+            error = failure(step or "bind", address, reason, plan.concerned(step or "bind"))
+        if absent:
+            return Foreseen(str(bind), address, "left out", error=error)
+        if isinstance(error, AddressInUseError):
+            return self._in_use(bind, plan, error.address, error)
+        return Foreseen(str(bind), error.address, _word(error), error=error)
 
-    def _held(self, address: tuple[Any, ...], port: int, wishes: Wishes, table: Table) -> tuple[bool | None, str]:
-        """Do others have it? None where it cannot be told; with why that is so, or why not."""
-        met = [(relation, held) for held in table.on(port) if (relation := _relation(address, held, wishes))]
-        unsure: list[tuple[Held, str]] = []
-        for relation, held in met:
-            grade = _grade(relation, address, held.state, table.linux)
-            listens = held.state == "listening"
-            if grade and relation == "theirs" and not table.sure:
-                unsure.append((held, "the system does not tell whether the socket in the way takes IPv4 too"))
-            elif grade and listens and wishes.joins and table.linux:
-                unsure.append((held, "reuse_port"))
-            elif grade:
-                return True, ""
-            elif grade is None:
-                unsure.append((held, "reuse" if table.linux else "whether it is in the way differs between systems"))
-        owners = _holders._processes({held.inode for held, _ in unsure if held.inode})
-        answers: dict[str, bool] = {}
-        for held, why in unsure:
-            if why == "reuse_port":
-                shares = _has_option(held, getattr(socket, "SO_REUSEPORT", None), owners)
-                if shares is False or held.uid != os.geteuid():  # type: ignore[attr-defined,unused-ignore]
-                    return True, ""
-                told = "who listens there shares the port" if shares else "it is had if who listens there shares it"
-                answers[told] = bool(shares)
-            elif why == "reuse":
-                reuses = _has_option(held, socket.SO_REUSEADDR, owners)
-                if reuses is False:
-                    return True, ""
-                answers[_HARMLESS if reuses else _PERHAPS] = bool(reuses)
-            else:
-                answers[why] = False
-        open_questions = [why for why, answered in answers.items() if not answered]
-        return (None, open_questions[0]) if open_questions else (False, _joined(*answers))
+    def _in_use(
+        self, bind: Bind, plan: Plan, address: Any, error: ListenError, own: Sequence[Own] | None = None
+    ) -> Foreseen:
+        """With what the error of listen() would know of the call's other sockets."""
+        assert isinstance(error, AddressInUseError)
+        of_call(error, bind, plan, None, self._sockets)
+        if own is None:
+            own = [Own(*one) for one in error._own] + [one.own for one in self._opened if one.inherited]
+        error._own = tuple((one.bind, one.address, one.interface, one.takes_both, one.stands) for one in own)
+        twice = own and twin(address, error._interface, plan.takes_both, own, standing=True)
+        return Foreseen(str(bind), address, "given twice" if twice else "taken", error=error)
 
-    # ------------------------------------------------------------------ unix, vsock
+    def _will_listen_first(self, bind: Bind, plan: Plan, address: Any, sock: Listener) -> Own | None:
+        """Which socket of this call has the address, too, and listens before this one? On Linux bind(2) does not tell,
+        and listen(2) does; elsewhere bind(2) has told already."""
+        if not JOINS_LATE or not isinstance(address, tuple) or not address[1] or bind.cid is not None:
+            return None
+        interface = interface_of(sock)
+        met = [one for one in self._opened if twin(address, interface, plan.takes_both, [one.own], standing=False)]
+        wish = plan.options.reuse_port
+        same = any(opened.shares and opened.own.address[:2] == address[:2] for opened in met)
+        joins = wish == "join" or (wish is True and same)
+        return next((opened.own for opened in met if not (joins and opened.shares)), None)
 
-    def _unix(self, bind: Bind, wishes: Wishes) -> Foreseen:
+    # ------------------------------------------------------------------ unix
+
+    def _unix(self, bind: Bind, plan: Plan) -> Foreseen:
         text, path = str(bind), str(bind.path)
-        error = self._no_socket(AF_UNIX, 0)
-        if error is not None:
-            return _refused(text, path, "socket", error)
-        if path.startswith("\0") or not os.path.isdir("/proc/self/fd"):  # the way to a path that is too long
+        try:
+            Socket(AF_UNIX, SOCK_STREAM, 0).close()
+        except OSError as reason:
+            return _refused(text, _unix.shown(path), "socket", reason)
+        backlog, note = _queue(plan)
+        if path.startswith("\0"):
+            try:
+                self._sockets.append((bind, _unix.open_planned(path, plan)))
+            except ListenError as reason:
+                if not isinstance(reason, AddressInUseError):
+                    return Foreseen(text, reason.address, _word(reason), error=reason)
+                return self._in_use(bind, plan, path, reason)
+            return Foreseen(text, path, "free", backlog, note=note)
+        shown = _unix.shown(path)
+        if not os.path.isdir("/proc/self/fd"):  # the way to a path that is too long
             try:
                 _unix.must_fit(path)
             except OSError as reason:
-                return _refused(text, _unix.shown(path), "bind", reason)
-        place = path if path.startswith("\0") else _place(path)
+                return _refused(text, shown, "bind", reason)
+        place = _place(path)
         if place in self._paths:
-            hint = f"{self._paths[place]!r} is given too and takes this path: leave one of them out"
-            return replace(_in_use(text, path), verdict="given twice", own_hint=hint)
-        row = self._abstract(text, path) if path.startswith("\0") else _on_path(text, path, wishes)
-        if row.verdict in (*GOOD, UNKNOWN):
-            self._paths[place] = text
+            error = failure("bind", shown, _error(errno.EADDRINUSE), plan.concerned("bind"))
+            return self._in_use(bind, plan, shown, error, [Own(self._paths[place], shown, "", False, True)])
+        row = _on_path(text, path, plan)
         if row.verdict not in GOOD:
             return row
-        backlog, note = _queue(wishes)
+        self._paths[place] = text
         return replace(row, backlog=backlog, note=_joined(row.note, note))
-
-    def _abstract(self, text: str, name: str) -> Foreseen:
-        try:
-            found = {held.state for held in _holders._on_path(name)}
-        except OSError as reason:
-            return replace(_refused(text, name, "bind", reason), verdict=UNKNOWN, own_hint=str(reason.strerror))
-        if found & {"listening", "bound"}:
-            return _in_use(text, name)
-        # A client may have bound the name before it connected; what a server has accepted has the name too, and not it.
-        return replace(_in_use(text, name), verdict=UNKNOWN) if found else Foreseen(text, name, "free")
-
-    def _vsock(self, bind: Bind) -> Foreseen:
-        text = str(bind)
-        family = getattr(socket, "AF_VSOCK", None)
-        missing = _error(errno.EAFNOSUPPORT) if family is None else self._no_socket(family, 0)
-        if missing is not None:
-            return _refused(text, text, "socket", missing)
-        note = "this system has vsock, and no table of who has its ports"
-        return Foreseen(text, text, UNKNOWN, note=note)
 
     # ------------------------------------------------------------------ inherited
 
-    def _inherited(self, bind: Bind, wishes: Wishes) -> list[Foreseen]:
+    def _inherited(self, bind: Bind, plan: Plan) -> list[Foreseen]:
         text = str(bind)
         try:
-            fds = _inherit.meant(bind, self._taken)
+            fds = _inherit.meant(bind, self._descriptors)
         except ListenError as error:
-            twice = bind.fd in self._taken
+            twice = bind.fd in self._descriptors
             return [Foreseen(text, error.address or text, "given twice" if twice else "impossible", error=error)]
-        return [self._passed_on(text, fd, wishes) for fd in fds]
+        return [self._passed_on(bind, fd, plan) for fd in fds]
 
-    def _passed_on(self, text: str, fd: int, wishes: Wishes) -> Foreseen:
-        self._taken.add(fd)
-        name, shares = _about(fd)
-        if describe(fd)[2] == "listening":
-            note = "it listens already, and keeps its queue"
-            return Foreseen(text, name, "passed on", queue_of(fd)[1], note=note)
-        granted, note = _queue(wishes)
-        if isinstance(name, tuple):
-            # It was bound beside others that have SO_REUSEADDR, and one of them may have been the first to listen.
-            table, inode = Table.of(range(name[1], name[1] + 1)), os.fstat(fd).st_ino
-            others = [held for held in table.on(name[1]) if held.state == "listening" and held.inode != inode]
-            if table.linux and not shares and any(_relation(name, held, wishes) for held in others):
-                return _in_use(text, name, "listen")
-            self._ours.append((Held(name, "listening", 0, None), text))
-        return Foreseen(text, name, "passed on", granted, note=note)
+    def _passed_on(self, bind: Bind, fd: int, plan: Plan) -> Foreseen:
+        self._descriptors.add(fd)
+        text, fact, shares = _about(bind, fd)
+        listens = describe(fd)[2] == "listening"
+        if listens:
+            backlog, note = queue_of(fd)[1], "it listens already, and keeps its queue"
+        else:
+            backlog, note = _queue(plan)
+            if fact is not None and isinstance(fact.address, tuple):
+                refused = self._too_late(bind, fd, plan, fact, shares=shares)
+                if refused is not None:
+                    return refused
+        if fact is not None and isinstance(fact.address, tuple):
+            self._opened.append(Opened(fact._replace(stands=fact.stands or listens), shares, inherited=True))
+        return Foreseen(str(bind), text, "passed on", backlog, note=note)
 
-
-_HARMLESS = "sockets that do not listen are left there and not in the way, as they have SO_REUSEADDR"
-_PERHAPS = "it is had all the same if what is left there was made with SO_REUSEADDR on, as servers' sockets mostly are"
+    def _too_late(self, bind: Bind, fd: int, plan: Plan, fact: Own, *, shares: bool) -> Foreseen | None:
+        """A socket that was bound beside others that have SO_REUSEADDR, one of which was the first to listen, or will
+        be."""
+        if not JOINS_LATE or shares:
+            return None
+        error = failure("listen", fact.address, _error(errno.EADDRINUSE), plan.concerned("listen"))
+        for opened in self._opened:
+            if twin(fact.address, fact.interface, fact.takes_both, [opened.own], standing=False):
+                return self._in_use(bind, plan, fact.address, error, [opened.own._replace(stands=True)])
+        inode, port = os.fstat(fd).st_ino, int(fact.address[1])
+        try:
+            table = [held for held in _holders._on_ports(range(port, port + 1)) if held.inode != inode]
+        except OSError:
+            return None
+        for held in table:
+            address, device = fact.address, _holders._index(fact.interface)
+            relation = _holders._relation(_holders._packed(address[0]), address, held, device)
+            if held.state == "listening" and relation and (relation != "ours" or fact.takes_both):
+                return self._in_use(bind, plan, address, error, ())
+        return None
 
 
 # ---------------------------------------------------------------------------- rows
@@ -389,350 +342,123 @@ def _refused(bind: str, address: Any, step: str, reason: OSError) -> Foreseen:
     return Foreseen(bind, address, _word(error), error=error)
 
 
-def _in_use(bind: str, address: Any, step: str = "bind") -> Foreseen:
-    return _refused(bind, address, step, _error(errno.EADDRINUSE))
-
-
-def _also(row: Foreseen, note: str) -> Foreseen:
-    return replace(row, note=_joined(row.note, note))
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
-
-
-def _queue(wishes: Wishes) -> tuple[int | None, str]:
-    """How many connections could wait, as far as the system tells, and what to say about that."""
-    most = _setting("/proc/sys/net/core/somaxconn")
-    if not most:
-        return None, ""
-    if wishes.backlog is None or wishes.backlog <= int(most):
-        return int(most) if wishes.backlog is None else wishes.backlog, ""
-    return int(most), (
-        f"of the {wishes.backlog} that are asked for, net.core.somaxconn grants {most}: raise it"
-        f" (`sysctl -w net.core.somaxconn={wishes.backlog}`, and in /etc/sysctl.d to stay)"
-    )
-
-
-# ---------------------------------------------------------------------------- what is in the way
-
-
-class Table:
-    """The sockets that have some ports, and how far the table that tells them can be relied on."""
-
-    def __init__(
-        self, held: Iterable[Held], *, linux: bool, sure: bool, silence: str = "", unread: bool = False
-    ) -> None:
-        self.linux = linux
-        """Do Linux's rules hold? Windows and the BSDs let some sockets be bound beside others."""
-        self.sure = sure
-        """Does it tell which IPv6 sockets take IPv4 too?"""
-        self.silence = silence
-        """What it does not tell, for people."""
-        self.unread = unread
-        """There is none."""
-        self._by_port: dict[int, list[Held]] = {}
-        for one in held:
-            self._by_port.setdefault(one.address[1], []).append(one)
-
-    def on(self, port: int) -> list[Held]:
-        return self._by_port.get(port, [])
-
-    @classmethod
-    def of(cls, ports: range) -> Table:
-        """Each is asked in turn, as `harken.holders` does."""
-        silent = "a socket that is bound and does not listen is not told of here"
-        mine = "as far as can be seen: other users' sockets (macOS), and those that do not listen, are not told of"
-        if ports[-1] == 0:
-            return cls((), linux=_is_linux(), sure=True)
-        with contextlib.suppress(OSError, ImportError):
-            return cls(_holders.by_sock_diag(ports), linux=True, sure=True, silence="" if _tells_bound() else silent)
-        with contextlib.suppress(OSError, ImportError):
-            return cls(_holders.by_proc(ports), linux=True, sure=False, silence=silent)
-        with contextlib.suppress(OSError, ImportError):
-            return cls(_holders.by_psutil(ports), linux=False, sure=False, silence=mine)
-        return cls((), linux=_is_linux(), sure=False, unread=True)
-
-
-def _tells_bound() -> bool:
-    """Linux 6.8 and newer."""
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)  # type: ignore[attr-defined,unused-ignore]
-    return release is not None and (int(release[1]), int(release[2])) >= (6, 8)
-
-
-def _relation(address: tuple[Any, ...], held: Held, wishes: Wishes) -> str:
-    """How a socket meets the address, or not at all: `_holders._relation`, where IPv6 does not take IPv4 unless that is
-    wished for."""
-    relation = _holders._relation(_holders._packed(address[0]), address, held)
-    return relation if relation != "ours" or wishes.takes_both else ""
-
-
-def _grade(relation: str, address: tuple[Any, ...], state: str, linux: bool) -> bool | None:
-    """Is a socket in the way? None where that depends on what the table does not tell."""
-    if not relation:
-        return False
-    if linux:
-        return True if state == "listening" else None
-    if relation == "same":
-        return True if state in ("listening", "bound") else None
-    # Our SO_EXCLUSIVEADDRUSE wants a wildcard for itself. An address beside somebody's wildcard depends on his options,
-    # and the BSDs let either stand beside the other.
-    wide = not any(_holders._packed(address[0]))
-    exclusive = hasattr(socket, "SO_EXCLUSIVEADDRUSE")
-    return True if relation == "wildcard" and wide and exclusive and state == "listening" else None
-
-
-def _has_option(held: Held, option: int | None, owners: dict[int, list[tuple[int, str]]]) -> bool | None:
-    """SO_REUSEADDR or SO_REUSEPORT of another process's socket; None where that may not be asked.
-
-    pidfd_getfd(2) gives a second descriptor of the socket, which is closed at once and changes nothing for its owner.
-    """
-    if option is None:
-        return None
-    for pid, handle in owners.get(held.inode, ()):
-        fd = _borrowed(pid, int(handle))
-        if fd is None:
-            continue
-        try:
-            if os.fstat(fd).st_ino != held.inode:
-                os.close(fd)  # its owner had closed it, and used the number again
-                continue
-            with socket.socket(fileno=fd) as sock:
-                return bool(sock.getsockopt(socket.SOL_SOCKET, option))
-        except OSError:
-            continue
-    return None
-
-
-_PIDFD_GETFD = 438  # on every architecture of Linux but Alpha
-
-
-def _borrowed(pid: int, fd: int) -> int | None:
-    pidfd_open: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
-    if pidfd_open is None:
-        return None
-    try:
-        pidfd = pidfd_open(pid)
-    except OSError:
-        return None
-    try:
-        found = int(ctypes.CDLL(None).syscall(_PIDFD_GETFD, pidfd, fd, 0))
-    finally:
-        os.close(pidfd)
-    return None if found < 0 else found
-
-
-# ---------------------------------------------------------------------------- what bind() would refuse
-
-
-def _no_socket(family: int, proto: int) -> OSError | None:
-    """The error of socket(), where the system has no such family."""
-    try:
-        Socket(family, SOCK_STREAM, proto).close()
-    except OSError as error:
-        return error
-    return None
-
-
-def _no_option(family: int, proto: int, address: tuple[Any, ...], plan: Plan) -> ListenError | None:
-    """The error of an option that this kernel or this user has not: they are set on a socket that nobody sees."""
-    if not any(True for _ in plan.options):
-        return None
-    try:
-        with Socket(family, SOCK_STREAM, proto) as probe:
-            if family == AF_INET6:
-                probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not plan.takes_both)
-            plan.tune(probe, address)
-    except ListenError as error:
-        return error
-    except OSError:
-        pass  # of socket(2), which is told already
-    return None
-
-
-def _not_for_us(family: int, address: tuple[Any, ...], wishes: Wishes) -> tuple[OSError | None, bool]:
-    """What bind() says of the address, whoever has it; and whether that is sure."""
-    host, port = address[0], address[1]
-    forbidden = _forbidden_port(port)
-    here = True if wishes.anywhere else _is_here(family, address)
-    if family == AF_INET6:
-        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-        if packed[0] == 0xFF or (packed.startswith(_MAPPED) and not wishes.takes_both):
-            return _error(errno.EINVAL), True
-        if forbidden:
-            return _error(errno.EACCES), True
-        if packed[:2] == b"\xfe\x80" and _is_linux():
-            if not address[3]:
-                return _error(errno.EINVAL), True
-            if address[3] not in dict(socket.if_nameindex()):
-                return _error(errno.ENODEV), True
-    if here is False:
-        return _error(errno.EADDRNOTAVAIL), True
-    if forbidden:
-        return _error(errno.EACCES), True
-    if here is None:
-        return _error(errno.EADDRNOTAVAIL), False
-    return (_error(errno.EACCES), False) if forbidden is None else (None, True)
-
-
-_MAPPED = bytes(10) + b"\xff\xff"
-
-
 def _error(number: int) -> OSError:
     # Winsock's numbers, from 10000 on, have their texts elsewhere.
     text_of: Callable[[int], str] = getattr(ctypes, "FormatError", os.strerror) if number >= 10000 else os.strerror
     return OSError(number, text_of(number))
 
 
-def _may_be_absent(address: tuple[Any, ...], error: OSError) -> bool:
-    """As the story has it: a name's addresses of the other family do where the system lacks this one, or has it without
-    a loopback address."""
-    gone = error.errno == errno.EADDRNOTAVAIL and address[0] in ("127.0.0.1", "0.0.0.0", "::1", "::")
-    return gone or _word(error) == "not supported"
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
-def _forbidden_port(port: int) -> bool | None:
-    """None where it cannot be told: other systems than Linux have rules of their own for ports below 1024."""
-    if _is_linux():
-        limit = int(_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or 1024)
-        return 0 < port < limit and not _may_bind_any_port()
-    if 0 < port < 1024 and (user_now := getattr(os, "geteuid", None)):
-        return None if user_now() else False
-    return False
+def _close(sockets: Sequence[Listener]) -> None:
+    for sock in sockets:
+        with suppress(OSError):
+            sock.close()
 
 
-_CAP_NET_BIND_SERVICE = 10
-_NS_GET_USERNS = 0xB701
+def _queue(plan: Plan) -> tuple[int | None, str]:
+    """How many connections could wait, as far as the system tells, and what to say about that."""
+    most, asked = setting("/proc/sys/net/core/somaxconn"), plan.options.backlog
+    if not most.isdecimal():
+        return None, ""
+    if asked is None or asked <= int(most):
+        return int(most) if asked is None else asked, ""
+    return int(most), (
+        f"of the {asked} that are asked for, net.core.somaxconn grants {most}: raise it"
+        f" (`sysctl -w net.core.somaxconn={asked}`, and in /etc/sysctl.d to stay)"
+    )
 
 
-@cache
-def _may_bind_any_port() -> bool:
-    """Has this process the right, and has it that in this network? Root of a container may be nobody outside of it."""
-    try:
-        with open("/proc/self/status") as lines:
-            effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
-    except (OSError, StopIteration):
-        return bool(os.geteuid() == 0)  # type: ignore[attr-defined,unused-ignore]
-    if not effective >> _CAP_NET_BIND_SERVICE & 1:
-        return False
-    import fcntl
-
-    try:
-        with open("/proc/self/ns/net") as network:
-            os.close(fcntl.ioctl(network, _NS_GET_USERNS))  # type: ignore[attr-defined,unused-ignore]
-    except OSError as error:
-        return error.errno != errno.EPERM  # the user namespace that it belongs to is outside of ours
-    return True
-
-
-def _is_here(family: int, address: tuple[Any, ...]) -> bool | None:
-    """Has this machine the address, or does it bind also those that it has not? None where it does not tell."""
-    host = address[0].partition("%")[0]
-    packed = socket.inet_pton(socket.AF_INET if family == AF_INET else socket.AF_INET6, host)
-    if not any(packed):
-        return True
-    version = "ipv4" if family == AF_INET else "ipv6"
-    if _setting(f"/proc/sys/net/{version}/ip_nonlocal_bind") == "1":
-        return True
-    with contextlib.suppress(OSError):
-        return _routed_here(packed) if family == AF_INET else _assigned(packed, address[3])
-    with contextlib.suppress(Exception):  # whatever psutil raises
-        psutil = importlib.import_module("psutil")
-        every = [one.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for one in addresses]
-        found = packed in map(_holders._packed, every)
-        return found or (None if packed[0] == 127 else False)
-    return True if host in ("127.0.0.1", "::1") else None
-
-
-_ROUTE_GET, _ADDRESS_GET = 26, 22
-_LOCAL, _BROADCAST, _MULTICAST = 2, 3, 5
-
-
-def _routed_here(packed: bytes) -> bool:
-    """Is it an address of this machine for the kernel's table of routes, which is what bind() asks? It may be a whole
-    network, as 127.0.0.0/8 is."""
-    if packed[0] & 0xF0 == 0xE0 or packed == b"\xff" * 4:
-        return True  # multicast and broadcast: bound without a look at the table, which may have no way to them
-    request = struct.pack("=BBBBBBBBI", AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + struct.pack("=HH", 8, 1) + packed
-    try:
-        for body in _netlink.dump(_netlink.ROUTE, _ROUTE_GET, request, _netlink.ONE):
-            return body[7] in (_LOCAL, _BROADCAST, _MULTICAST)
-    except OSError as error:
-        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL):
-            raise
-    return False
-
-
-def _assigned(packed: bytes, scope: int) -> bool:
-    """Has an interface this IPv6 address, and has it been found to be nobody else's?"""
-    tentative, optimistic = 0x40, 0x04
-    for body in _netlink.dump(_netlink.ROUTE, _ADDRESS_GET, bytes(8)):
-        _, _, flags, _, index = struct.unpack_from("=BBBBI", body)
-        told = _netlink.attributes(body[8:])
-        if packed == (told.get(2) or told.get(1)) and scope in (0, index):
-            return not flags & tentative or bool(flags & optimistic)
-    return False
-
-
-@cache
-def _is_linux() -> bool:
-    """With a /proc that is ours, which it is not for a program for Windows under Wine."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
-
-
-def _setting(path: str) -> str:
-    """A setting of Linux's kernel; empty where there is none."""
-    if _is_linux():
-        with contextlib.suppress(OSError), open(path) as file:
-            return file.read().strip()
-    return ""
+def _lent(address: Any) -> str:
+    """What to know of a port that the system may give to connections that go out."""
+    found = outgoing_ports(address[1]) if isinstance(address, tuple) and isinstance(address[0], str) else None
+    if found is None:
+        return ""
+    return (
+        f"a connection that goes out from this machine may be given this port first, which is one of {found[0]} to"
+        f" {found[1]} (net.ipv4.ip_local_port_range): choose one below, or reserve it"
+        f" (`sysctl -w net.ipv4.ip_local_reserved_ports={address[1]}`)"
+    )
 
 
 # ---------------------------------------------------------------------------- paths
 
 
-def _on_path(text: str, path: str, wishes: Wishes) -> Foreseen:
+def _on_path(text: str, path: str, plan: Plan) -> Foreseen:
     shown, full = _unix.shown(path), os.path.join(os.getcwd(), path)
-    folder = os.path.dirname(full)
     try:
         there = os.lstat(full) if _unix.socket_at(shown, full) else None
+        number = errno.ENOENT if there is None else _unix.knock(shown)
     except ListenError as error:
         return Foreseen(text, shown, "taken", error=error)
     except OSError as error:
         return _refused(text, shown, "bind", error)
-    number = errno.ENOENT if there is None else _unix.knock(shown)
     if number == errno.ENOENT:
-        return _writable(text, shown, folder, None) or Foreseen(text, shown, "free")
+        return _not_made(text, shown, full, None, plan) or Foreseen(text, shown, "free")
     if number == errno.ECONNREFUSED:
         note = "nobody has it: a server that ended has left it behind, and it would be replaced"
-        return _writable(text, shown, folder, there) or Foreseen(text, shown, "left behind", note=note)
-    if wishes.takes_over:
+        return _not_made(text, shown, full, there, plan) or Foreseen(text, shown, "left behind", note=note)
+    if plan.options.exclusive is False:
         note = "a server has it, and it would be taken over"
-        return _writable(text, shown, folder, there) or Foreseen(text, shown, "free", note=note)
+        return _not_made(text, shown, full, there, plan) or Foreseen(text, shown, "free", note=note)
     if number in (errno.EACCES, errno.EPERM):
         return _refused(text, shown, "connect", _error(number))
-    return _in_use(text, shown)
+    return _refused(text, shown, "bind", _error(errno.EADDRINUSE))
 
 
-def _writable(text: str, path: str, folder: str, there: os.stat_result | None) -> Foreseen | None:
-    """What making the file, or replacing it, would raise; None when it can be done."""
+def _not_made(text: str, path: str, full: str, there: os.stat_result | None, plan: Plan) -> Foreseen | None:
+    """What making the path, or replacing it, would raise; None when it can be done."""
+    folder = os.path.dirname(full)
     try:
         about = os.stat(folder)
+        if not stat.S_ISDIR(about.st_mode):
+            raise _error(errno.ENOTDIR)
     except OSError as error:
         return _refused(text, path, "bind", error)
-    if not stat.S_ISDIR(about.st_mode):
-        return _refused(text, path, "bind", _error(errno.ENOTDIR))
-    effective = os.access in os.supports_effective_ids
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
-        return _refused(text, path, "bind", _error(errno.EROFS if _is_read_only(folder) else errno.EACCES))
+    step, reason = _tried_on_a_file(folder, plan)
+    if reason is not None:
+        return _refused(text, path, step, reason)
     if there is not None and about.st_mode & stat.S_ISVTX and (user_now := getattr(os, "geteuid", None)):
         user = user_now()
         if user and user not in (there.st_uid, about.st_uid):
             return _refused(text, path, "bind", _error(errno.EPERM))
     return None
+
+
+_NO_SUCH_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+
+
+def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
+    """Owner, group and mode as they would be given to the path, given to a file that has no name and so is never seen:
+    in that folder, where its file system has such files, else in memory. The step that fails, with its error."""
+    unnamed: int | None = getattr(os, "O_TMPFILE", None)
+    handle = -1
+    try:
+        if unnamed is not None:
+            handle = os.open(folder, unnamed | os.O_WRONLY, 0o600)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_FILES:
+            return "bind", error
+    try:
+        if handle < 0:
+            effective = os.access in os.supports_effective_ids
+            if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+                return "bind", _error(errno.EROFS if _is_read_only(folder) else errno.EACCES)
+            if (in_memory := getattr(os, "memfd_create", None)) is None:
+                return "bind", None
+            handle = in_memory("harken")
+        wanted = plan.options
+        user, group = _unix.user_id(wanted.owner), _unix.group_id(wanted.group)
+        if user != -1 or group != -1:
+            os.fchown(handle, user, group)  # type: ignore[attr-defined,unused-ignore]
+    except OSError as error:
+        return "chown", error
+    finally:
+        if handle >= 0:
+            os.close(handle)
+    return "bind", None
 
 
 def _is_read_only(folder: str) -> bool:
@@ -750,13 +476,18 @@ def _place(path: str) -> str:
 # ---------------------------------------------------------------------------- descriptors
 
 
-def _about(fd: int) -> tuple[Address | str, bool]:
-    """The address of an inherited socket, which stays as it is, and whether it has SO_REUSEPORT."""
+def _about(bind: Bind, fd: int) -> tuple[Address | str, Own | None, bool]:
+    """The address of an inherited socket, which stays as it is, what else decides whom it is in the way of, and whether
+    it has SO_REUSEPORT."""
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             name = sock.getsockname()
             shares = getattr(socket, "SO_REUSEPORT", None)
             shared = shares is not None and bool(sock.getsockopt(socket.SOL_SOCKET, shares))
+            both = sock.family == AF_INET6 and not sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
+            stands = not JOINS_LATE or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+            interface = interface_of(sock)
     except OSError:
-        return f"fd://{fd}", False  # on Windows, whose sockets are no descriptors
-    return (os.fsdecode(name) if isinstance(name, bytes) else name or f"fd://{fd}"), shared
+        return f"fd://{fd}", None, False  # on Windows, whose sockets are no descriptors
+    address = os.fsdecode(name) if isinstance(name, bytes) else name or f"fd://{fd}"
+    return address, Own(str(bind), address, interface, both, stands), shared

@@ -44,6 +44,8 @@ OTHER_PORT = "or choose another port (0 lets the system choose)"
 
 def _in_use(error: AddressInUseError) -> str:
     cause, found, address = error.cause, error.holders, error.address
+    if cause == "twice":
+        return twice(error._bind, error._finding.twin)
     if cause == "excluded" and not isinstance(address, str):
         first, last = excluded_range(*address[:2]) or (address[1], address[1])
         return (
@@ -57,7 +59,7 @@ def _in_use(error: AddressInUseError) -> str:
         )
     if not found:
         return _nobody_seen(address)
-    who, theirs, ours = people(found), shown(found[0].address), shown(address)
+    who, theirs, ours = people(found), place(found[0]), shown(address)
     mine = os.getpid() in [holder.pid for holder in found]
     end = "close that one first" if mine else "end it" if len({holder.pid for holder in found}) == 1 else "end them"
     has = "listens on" if found[0].state == "listening" else "has bound"
@@ -88,6 +90,13 @@ def _in_use(error: AddressInUseError) -> str:
     return f"{who} listens on {theirs} already; {end} {OTHER_PORT}"
 
 
+def twice(bind: str, other: str) -> str:
+    """Of two binds of one call."""
+    if bind == other:
+        return f"{bind!r} is given twice in the same call, or names addresses that overlap: leave one of them out"
+    return f"{other!r} and {bind!r} of the same call want the same address: leave one of them out"
+
+
 def _nobody_seen(address: Address | str) -> str:
     if isinstance(address, str):
         if address.startswith("\0") or not os.path.exists(address):
@@ -109,6 +118,14 @@ def _nobody_seen(address: Address | str) -> str:
         "nobody is seen to have it: it is free again by now (try again), or what has it is not told here: a socket that"
         " does not listen (Linux before 6.8, Windows), another user's (macOS)"
     )
+
+
+def place(holder: Holder) -> str:
+    """Where its socket is, as a bind."""
+    text = shown(holder.address)
+    if holder.interface is None or (len(holder.address) > 3 and holder.address[3]):
+        return text
+    return f"{text}?interface={holder.interface}"
 
 
 def people(found: list[Holder]) -> str:
@@ -171,7 +188,7 @@ def _forbidden(error: ListenError) -> str:
         return _forbidden_path(error, address) if _is_path(address) else ""
     if error.step != "bind":
         return "something that guards this process forbids it: SELinux, AppArmor, a seccomp filter or a firewall"
-    limit = _setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or "1024"
+    limit = setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or "1024"
     if 0 < address[1] < int(limit):
         return (
             f"ports below {limit} (net.ipv4.ip_unprivileged_port_start) are not for everybody: take {limit} or above,"
@@ -265,7 +282,7 @@ def _not_here(error: ListenError) -> str:
 
 
 def _why_no_ipv6() -> str:
-    if _setting("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "1":
+    if setting("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "1":
         return "IPv6 is disabled here (net.ipv6.conf.all.disable_ipv6 = 1)"
     return "no interface here has IPv6"
 
@@ -329,14 +346,14 @@ def _no_files(_: ListenError) -> str:
 
 
 def _no_system_files(_: ListenError) -> str:
-    limit = _setting("/proc/sys/fs/file-max")
+    limit = setting("/proc/sys/fs/file-max")
     return f"the whole system has as many files open as it may{f' ({limit}, fs.file-max)' if limit else ''}: end some"
 
 
 def _no_memory(_: ListenError) -> str:
-    limits = _setting("/proc/sys/net/ipv4/tcp_mem")
-    setting = f" or raise net.ipv4.tcp_mem ({limits} pages)" if limits else ""
-    return f"the system has no memory left for sockets: close connections{setting}"
+    limits = setting("/proc/sys/net/ipv4/tcp_mem")
+    more = f" or raise net.ipv4.tcp_mem ({limits} pages)" if limits else ""
+    return f"the system has no memory left for sockets: close connections{more}"
 
 
 def _invalid(error: ListenError) -> str:
@@ -372,13 +389,30 @@ _BY_NUMBER = {
 }
 
 
-def _setting(path: str) -> str:
+def setting(path: str) -> str:
     """A setting of the kernel; empty where there is none."""
     try:
         with open(path) as file:
             return " ".join(file.read().split())
     except OSError:
         return ""
+
+
+def outgoing_ports(port: int) -> tuple[int, int] | None:
+    """The range of ports that Linux gives to connections that go out, if this port is one of them."""
+    try:
+        first, last = map(int, setting("/proc/sys/net/ipv4/ip_local_port_range").split())
+    except ValueError:
+        return None
+    return (first, last) if first <= port <= last and not _is_reserved(port) else None
+
+
+def _is_reserved(port: int) -> bool:
+    for part in filter(None, setting("/proc/sys/net/ipv4/ip_local_reserved_ports").split(",")):
+        first, _, last = part.partition("-")
+        if int(first) <= port <= int(last or first):
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------------- options
@@ -390,7 +424,7 @@ _PRIVILEGED = ("mark", "transparent", "priority", "busy_poll")
 def _option(name: str, value: object, number: int) -> str:
     if number in (errno.EPERM, errno.EACCES):
         if name == "congestion":
-            allowed = _setting("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+            allowed = setting("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
             return f"without CAP_NET_ADMIN there is {allowed} (net.ipv4.tcp_allowed_congestion_control)"
         above = " above 6" if name == "priority" else ""
         return (
@@ -400,7 +434,7 @@ def _option(name: str, value: object, number: int) -> str:
             else ""
         )
     if name == "congestion" and number == errno.ENOENT:
-        there = _setting("/proc/sys/net/ipv4/tcp_available_congestion_control")
+        there = setting("/proc/sys/net/ipv4/tcp_available_congestion_control")
         return f"there is {there}; `modprobe tcp_{value}` may bring it"
     if name == "interface" and number in (errno.ENODEV, errno.ENXIO):
         return f"this machine has {', '.join(interface for _, interface in socket.if_nameindex())}"

@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _netlink
 from ._bind import Bind
@@ -44,7 +44,10 @@ class Holder:
     address: Address | str
     """What the socket is bound to, which may be a wildcard that stands for the address that was asked for."""
     state: str
-    """``listening``, ``bound`` (and neither listening nor connected), ``established``, ``time-wait`` …"""
+    """``listening``, ``bound`` (and neither listening nor connected), ``established``, ``time-wait`` and so on."""
+    interface: str | None = None
+    """The one interface that the socket is bound to (SO_BINDTODEVICE, or the scope of a link-local address); None for
+    all of them, and where it cannot be told."""
 
 
 Holder.__module__ = "harken"
@@ -54,8 +57,9 @@ def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]
     """Who has this address: a bind as `harken.listen` reads it, an address as ``getsockname()`` gives it, or the path
     of a unix socket (``/run/app.sock``, ``unix:/run/app.sock``, ``@abstract``).
 
-    A wildcard stands for each of its addresses, on both sides. Listening sockets come first. A process is told once
-    for each address and state, however many connections it has. What another user's process has is told with
+    A wildcard stands for each of its addresses, on both sides. Sockets that are bound to another interface than that of
+    the bind (``:8080?interface=eth0``) are in nobody's way, and not told. Listening sockets come first. A process is
+    told once for each address and state, however many connections it has. What another user's process has is told with
     ``pid=None``, where this one may not look into it.
 
     Raises ValueError for a bind that cannot be read, and OSError where nothing tells who has what (without Linux and
@@ -65,7 +69,7 @@ def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]
     found = (
         _on_path(wanted)
         if isinstance(wanted, str)
-        else [held for relation, held in _met(*wanted) if relation != "ours"]
+        else [held for relation, held in _met(*wanted, interface=_interface_of(bind)) if relation != "ours"]
     )
     found.sort(key=lambda held: _RANK.get(held.state, len(_RANK)))
     return Owners(found).holders(found)
@@ -76,15 +80,21 @@ class Finding(NamedTuple):
 
     cause: str
     holders: list[Holder]
+    twin: str = ""
+    """The other bind of the same call, where that is the cause."""
 
 
-def explain(address: Address | str) -> Finding:
-    """Why ``address``, which bind() or listen() has just refused, is in use. Raises OSError where nothing tells."""
+def explain(address: Address | str, interface: str = "") -> Finding:
+    """Why ``address``, which bind() or listen() has just refused on this interface or on all, is in use. Raises OSError
+    where nothing tells."""
     try:
         wanted = _wanted(address)
     except ValueError:
         wanted = str(address)  # a path that does not look like one
-    met = [("same", held) for held in _on_path(wanted)] if isinstance(wanted, str) else _met(*wanted)
+    if isinstance(wanted, str):
+        met = [("same", held) for held in _on_path(wanted)]
+    else:
+        met = _met(*wanted, interface=interface)
     owners = Owners([held for _, held in met])
     met = [(relation, held) for relation, held in met if held not in owners.gone]
     # The first that there is stands in the way. Bound or connected sockets may be harmless beside one that listens.
@@ -115,6 +125,38 @@ def explain(address: Address | str) -> Finding:
     else:
         cause = "listener" if state == "listening" else "bound"
     return Finding(cause, named)
+
+
+class Own(NamedTuple):
+    """A socket of a call of listen(), as it was when another one of that call was refused."""
+
+    bind: str
+    address: Any
+    interface: str
+    """Its name, or nothing."""
+    takes_both: bool
+    stands: bool
+    """Was it in the way of any other on its address? On Linux one that was bound with SO_REUSEADDR is not, before it
+    listens."""
+
+
+def twin(address: Address | str, interface: str, takes_both: bool, own: Sequence[Own], *, standing: bool) -> str:
+    """The bind of the call's own socket that had the address, or every port of a range; empty where there is none."""
+    if isinstance(address, str):
+        same = [one.bind for one in own if one.address == address]
+        if same or not any(isinstance(one.address, tuple) for one in own):
+            return same[0] if same else ""
+    hosts, ports = cast("tuple[Sequence[_Inet], range]", _wanted(address))
+    found: dict[int, str] = {}
+    for one in own:
+        if not isinstance(one.address, tuple) or one.address[1] not in ports or (standing and not one.stands):
+            continue
+        held = Held(one.address, "listening", 0, None, None, one.takes_both, _index(one.interface))
+        for host in hosts:
+            relation = _relation(_packed(host[0]), host, held, _index(interface))
+            if relation and (takes_both or relation != "ours"):
+                found.setdefault(one.address[1], one.bind)
+    return found[ports[-1]] if len(found) == len(ports) else ""
 
 
 # ---------------------------------------------------------------------------- addresses
@@ -159,12 +201,26 @@ def _addresses(entries: AddrInfo) -> list[_Inet]:
         return [sockaddr for sockaddr in found if not isinstance(sockaddr, str)]
 
 
-def _met(hosts: Sequence[_Inet], ports: range) -> list[tuple[str, Held]]:
+def _interface_of(bind: object) -> str:
+    """The interface that a bind asks for."""
+    if isinstance(bind, str):
+        bind = Bind(bind)
+    return bind.options.get("interface", "") if isinstance(bind, Bind) else ""
+
+
+def _index(interface: str) -> int:
+    """The number of an interface; 0 for none, and for one that is gone."""
+    with contextlib.suppress(OSError, AttributeError):
+        return socket.if_nametoindex(interface) if interface else 0
+    return 0
+
+
+def _met(hosts: Sequence[_Inet], ports: range, *, interface: str = "") -> list[tuple[str, Held]]:
     """How each socket with one of the ports meets the first of the addresses that it meets."""
-    packed = [(_packed(host[0]), host) for host in hosts]
+    packed, device = [(_packed(host[0]), host) for host in hosts], _index(interface)
     found = []
     for held in _on_ports(ports):
-        relations = [relation for ours, host in packed if (relation := _relation(ours, host, held))]
+        relations = [relation for ours, host in packed if (relation := _relation(ours, host, held, device))]
         if relations:
             found.append((min(relations, key=_ORDER.index), held))
     return found
@@ -186,17 +242,29 @@ _ABROAD = _ORDER[2:]  # the other family's wildcard takes both: theirs, or ours,
 _RANK = {"listening": 0, "bound": 1, "established": 2}
 
 
-def _relation(ours: bytes, address: tuple[Any, ...], held: Held) -> str:
-    """How a socket meets an address: ``same``, ``wildcard``, ``theirs``, ``ours``, or not at all."""
+def _relation(ours: bytes, address: tuple[Any, ...], held: Held, device: int = 0) -> str:
+    """How a socket meets an address: ``same``, ``wildcard``, ``theirs``, ``ours``, or not at all. ``device`` is the
+    interface that the address is wanted on, 0 for all: sockets on two interfaces never meet."""
     theirs = _packed(held.address[0])
+    device, other = device or _scope(address), held.device or _scope(held.address)
+    if device and other and device != other:
+        return ""
     if len(ours) == len(theirs):
-        scopes = {one[3] for one in (address, held.address) if len(one) > 3 and one[3]}
         if ours == theirs:
-            return "same" if len(scopes) < 2 else ""
+            return "same"
         return "" if any(ours) and any(theirs) else "wildcard"
     if not any(theirs) and held.takes_both and len(ours) == 4:
         return "theirs"
     return "ours" if len(ours) == 16 and not any(ours) else ""
+
+
+def _scope(address: tuple[Any, ...]) -> int:
+    return int(address[3]) if len(address) > 3 else 0
+
+
+def _is_link_local(packed: bytes) -> bool:
+    """fe80::/10"""
+    return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
 # ---------------------------------------------------------------------------- sockets
@@ -214,6 +282,8 @@ class Held(NamedTuple):
     """Where the table tells it, as psutil does."""
     takes_both: bool = False
     """An IPv6 socket that takes IPv4 too, as far as can be told."""
+    device: int = 0
+    """The interface that it is bound to; 0 for all of them, as far as can be told."""
 
     @property
     def ownerless(self) -> bool:
@@ -255,16 +325,18 @@ def by_sock_diag(ports: range) -> list[Held]:
             if port not in ports:
                 continue
             uid, inode = struct.unpack_from("=II", body, 64)
+            (device,) = struct.unpack_from("=I", body, 40)
             address: Address
             if family == socket.AF_INET:
                 address = (socket.inet_ntop(family, body[8:12]), port)
                 both = False
             else:
-                host, device = socket.inet_ntop(family, body[8:24]), struct.unpack_from("=I", body, 40)[0]
-                address = (host, port, 0, device if host.startswith("fe80:") else 0)
+                scope = device if _is_link_local(body[8:24]) else 0
+                address = (socket.inet_ntop(family, body[8:24]), port, 0, scope)
                 both = _netlink.attributes(body[72:]).get(_DIAG_V6ONLY, b"\0") == b"\0"
             # What no process has, as in TIME_WAIT, has user 0 here, which would be root.
-            found.append(Held(address, _STATES.get(state, "unknown"), inode, uid if inode else None, None, both))
+            uid = uid if inode else None
+            found.append(Held(address, _STATES.get(state, "unknown"), inode, uid, None, both, device))
     return found
 
 
@@ -394,18 +466,18 @@ class Owners:
     def holders(self, sockets: Iterable[Held]) -> list[Holder]:
         """Each process once for an address and a state."""
         found: dict[Holder, None] = {}
-        for pid, uid, address, state in dict.fromkeys(self._claims(sockets)):  # of thousands of connections, one
+        for pid, uid, address, state, device in dict.fromkeys(self._claims(sockets)):  # of thousands, one
             about = ("", _user(uid), "") if pid is None else self._about(pid)
-            found[Holder(pid, *about, address, state)] = None
+            found[Holder(pid, *about, address, state, _interface(device))] = None
         return list(found)
 
-    def _claims(self, sockets: Iterable[Held]) -> Iterable[tuple[int | None, int | None, Any, str]]:
+    def _claims(self, sockets: Iterable[Held]) -> Iterable[tuple[int | None, int | None, Any, str, int]]:
         for held in sockets:
             if held in self.gone:
                 continue
             pids: set[int | None] = {pid for pid, _ in self._by_inode.get(held.inode, ())}
             for pid in sorted(pids or {held.pid}, key=lambda pid: pid or 0):
-                yield pid, held.uid if pid is None else None, held.address, held.state
+                yield pid, held.uid if pid is None else None, held.address, held.state, held.device
 
     def _about(self, pid: int) -> tuple[str, str | None, str]:
         return _about(pid) if self._by_inode else _about_by_psutil(pid)
@@ -435,6 +507,15 @@ class Owners:
             except psutil.Error:
                 continue
         return False
+
+
+def _interface(device: int) -> str | None:
+    if not device:
+        return None
+    try:
+        return socket.if_indextoname(device)
+    except (OSError, AttributeError):
+        return str(device)
 
 
 def _processes(inodes: set[int]) -> dict[int, list[tuple[int, str]]]:

@@ -2,7 +2,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from ._bind import Bind
-from ._listener import Listeners
+from ._listener import Listener, Listeners
+from ._plan import Plan
 from ._socket import Socket
 from ._types import Address
 
@@ -72,3 +73,6 @@ def listen(
     group: str | int | None = None,
     configure: Callable[[Socket, Address], object] | None = None,
 ) -> Listeners: ...
+def try_out(
+    bind: Bind, plan: Plan | None, family: int, port: int | str | None
+) -> tuple[list[tuple[Address, Listener | None, str | None, OSError | None, bool]], OSError | None]: ...

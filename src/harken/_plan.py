@@ -49,8 +49,10 @@ _IMPLY_KEEPALIVE = ("keepalive_idle", "keepalive_interval", "keepalive_count")
 class Plan:
     """What is to be done to the sockets of one bind."""
 
-    __slots__ = ("backlog", "options", "takes_both")
+    __slots__ = ("backlog", "interface", "options", "takes_both")
 
+    interface: str
+    """Of the last socket that was prepared: an error has to tell which interface was asked for."""
     backlog: int
     """For listen(2); -1 for the most."""
     takes_both: bool
@@ -58,6 +60,7 @@ class Plan:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.interface = options.interface or ""
         self.backlog = -1 if options.backlog is None else min(options.backlog, 0x7FFFFFFF)
         self.takes_both = options.ipv6_only is False
         if options.owner is not None or options.group is not None:
@@ -109,6 +112,9 @@ class Plan:
             options.configure(sock, address)
             if sock.fileno() < 0:
                 raise ValueError("configure() has closed the socket, which is to be bound next")
+            from ._collision import interface_of
+
+            self.interface = interface_of(sock)
         return 0
 
     def tune(self, sock: Socket, address: Address) -> None:

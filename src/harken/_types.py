@@ -21,6 +21,12 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
+class HasOptions(Protocol):
+    """A socket of harken's or of the standard library's."""
+
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+
+
 class Detachable(HasFileno, Protocol):
     """A socket object that can give its handle away."""
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from ._errors import shown
-from ._hints import printable
+from ._hints import place, printable
 from ._holders import Holder, holders
 from ._table import print_table
 
@@ -47,5 +46,5 @@ def _facts(holder: Holder) -> dict[str, object]:
 
 def _row(holder: Holder) -> tuple[str, ...]:
     pid = "-" if holder.pid is None else str(holder.pid)
-    texts = (pid, holder.user or "-", holder.state, shown(holder.address), holder.name or "-", holder.command or "-")
+    texts = (pid, holder.user or "-", holder.state, place(holder), holder.name or "-", holder.command or "-")
     return tuple(map(printable, texts))

@@ -1,0 +1,81 @@
+"""What an error of listen() has to know of the call's own sockets, which are closed by the time that it is read."""
+
+from __future__ import annotations
+
+import os
+
+from ._errors import AddressInUseError
+from ._socket import state_of
+from ._system import (
+    AF_INET6,
+    AF_UNIX,
+    AF_VSOCK,
+    IPPROTO_IPV6,
+    IPV6_V6ONLY,
+    JOINS_LATE,
+    OPTIONS,
+    SO_REUSEADDR,
+    SOL_SOCKET,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._bind import Bind
+    from ._listener import Listener
+    from ._plan import Plan
+    from ._types import Address, HasOptions
+
+
+def of_call(
+    error: BaseException, bind: Bind, plan: Plan | None, sock: Listener | None, others: list[tuple[Bind, Listener]]
+) -> None:
+    """Gives an AddressInUseError of listen() what it needs to tell whether the call was in its own way: the bind that
+    failed with its plan and its socket, where that is open, and what else the call has open."""
+    if not isinstance(error, AddressInUseError):
+        return
+    error._bind = str(bind)
+    if plan is not None:
+        error._takes_both, error._interface = plan.takes_both, plan.interface
+    if sock is not None:
+        error._interface = interface_of(sock)  # of a socket that was there already
+    facts = (_facts(of, other, bind, error.address) for of, other in others)
+    error._own = tuple(one for one in facts if one is not None)
+
+
+def _facts(
+    of: Bind, other: Listener, bind: Bind, wanted: Address | str
+) -> tuple[str, Address | str, str, bool, bool] | None:
+    try:
+        state, address = state_of(other), other.address
+        if other.family == AF_UNIX:
+            same = isinstance(wanted, str) and isinstance(address, str) and is_same_path(wanted, address)
+            return (str(of), wanted, "", False, True) if same else None
+        if other.family == AF_VSOCK:
+            same = bind.cid is not None and address[1] in bind.ports
+            return (str(of), wanted, "", False, True) if same else None
+        stands = not JOINS_LATE or state == "listening" or not other.getsockopt(SOL_SOCKET, SO_REUSEADDR)
+        both = other.family == AF_INET6 and not other.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
+        return str(of), address, interface_of(other), both, stands
+    except OSError:
+        return None  # closed meanwhile, or of a kind that cannot be asked
+
+
+def is_same_path(one: str, other: str) -> bool:
+    """Do two paths lead to the same file?"""
+    if one == other or one.startswith("\0") or other.startswith("\0"):
+        return one == other
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False
+
+
+def interface_of(sock: HasOptions) -> str:
+    """The interface that a socket is bound to; empty for all of them, and where the system cannot be asked."""
+    (level, option), _, _ = OPTIONS.get("interface", ((-1, 0), (-1, 0), False))
+    if level != SOL_SOCKET:
+        return ""
+    try:
+        return os.fsdecode(sock.getsockopt(level, option, 16).partition(b"\0")[0])
+    except OSError:
+        return ""
