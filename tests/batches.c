@@ -2,9 +2,17 @@
  * the same order, and leave the rest in the kernel's queue. Prints "ok" after the names of the engines that could be
  * opened, or the line that was not as it should be. Built and run by test_platform.py. */
 #if __has_include("platform/engine.h") && !defined(_WIN32)
+#ifdef __linux__
+/* Calls of io_uring_enter(2) can be made to fail: see broken(). */
+static long broken(long number, ...);
+#include <unistd.h>
+static long (*const whole)(long, ...) = syscall;
+#define syscall broken
+#endif
 #include "platform/engine.h"
 
 #include <dirent.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -481,10 +489,153 @@ static void no_locked_memory(void)
     net_close(s);
 }
 
+/* ---------------------------------------------------------------- what io_uring_enter(2) may fail with */
+
+static struct {
+    int calls;   /* of io_uring_enter(2) */
+    int well;    /* so many succeed before the first that fails */
+    int failing; /* so many fail, then all are well again; negative: all */
+    int error;   /* 0: the kernel takes one request less than it is given */
+} plan;
+
+static long broken(long number, ...)
+{
+    va_list list;
+    long a[6];
+    int n;
+    va_start(list, number);
+    for (n = 0; n < 6; n++)
+        a[n] = va_arg(list, long);
+    va_end(list);
+    if (number == SYS_io_uring_enter) {
+        plan.calls++;
+        if (plan.well > 0) {
+            plan.well--;
+        } else if (plan.failing != 0) {
+            plan.failing -= plan.failing > 0;
+            if (plan.error) {
+                errno = plan.error;
+                return -1;
+            }
+            a[1] -= a[1] > 1;
+        }
+    }
+    return whole(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
+static void plan_for(int well, int failing, int error)
+{
+    plan.calls = 0;
+    plan.well = well;
+    plan.failing = failing;
+    plan.error = error;
+}
+
+/* Four of nine, then the rest: each is handed out once, and nothing is left open. `calls`: what the first batch costs, or
+ * -1. */
+static void none_lost(int well, int failing, int error, int calls, const char *after)
+{
+    net_engine_t *engine;
+    int handed_out[9] = {0};
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int before, seen = 0, n, m, outcome, opened = net_engine_open("io_uring", &s, 1, &engine);
+    CHECK(opened == 0);
+    CHECK(net_engine_arm(engine, 1) == 0);
+    before = open_descriptors();
+    join(&address, length, 9);
+    plan_for(well, failing, error);
+    for (n = 0; n < 64 && seen < 9; n++) {
+        int first = net_engine_take(engine, 4, 1, taken, from, &got);
+        CHECK(first == (got ? 0 : NET_EWOULDBLOCK));
+        if (n == 0)
+            CHECK(calls < 0 || plan.calls == calls);
+        for (m = 0; m < got; m++) {
+            int port = port_of(taken[m]), which = 0;
+            while (which < 9 && own_port_of(clients[which]) != port)
+                which++;
+            CHECK(which < 9 && handed_out[which]++ == 0 && from[m] == 0);
+            seen++;
+        }
+        drop();
+        if (seen < 9) /* whoever sleeps is told that there is more */
+            CHECK(waits(engine, SOON, &outcome) == 0 && outcome != NET_TIMED_OUT);
+        net_engine_calm(engine);
+    }
+    CHECK(seen == 9);
+    CHECK(strcmp(engine->name, after) == 0);
+    plan_for(0, 0, 0);
+    CHECK(open_descriptors() == before + (strcmp(after, "io_uring") ? 9 - 2 : 9)); /* the clients; no ring, no eventfd */
+    take(engine, 4, 0, NET_EWOULDBLOCK);
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+/* The last connection of a full batch by a second call, as with a kernel that does not do our three requests at once.
+ * The one that cannot be fetched, ever, is lost to the kernel, and told; no other is. */
+static void fetched_never(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int seen = 0, n;
+    CHECK(net_engine_open("io_uring", &s, 1, &engine) == 0);
+    CHECK(net_engine_arm(engine, 1) == 0);
+    join(&address, length, 9);
+    plan_for(1, -1, ENOMEM);
+    for (n = 0; n < 2 * NET_URING_PATIENCE && ((net_uring_t *)engine)->ring >= 0; n++) {
+        (void)net_engine_take(engine, 4, 1, taken, from, &got);
+        seen += got;
+        drop();
+    }
+    plan_for(0, 0, 0);
+    CHECK(seen == 8 && strcmp(engine->name, "accept4") == 0);
+    CHECK(engine->failures.error[0] == ENOMEM && engine->failures.count[0] == 1);
+    leave();
+    net_engine_close(engine);
+    net_close(s);
+}
+
+static void failing_rings(void)
+{
+    static const int passing[] = {EAGAIN, EBUSY, ENOMEM, EBADR};
+    static const int lasting[] = {EPERM, ENOSYS, EINVAL};
+    size_t n;
+    CHECK(net_get(&net_uring_proven) == 1); /* or the next would test another kernel's way */
+    none_lost(0, 0, 0, 1, "io_uring"); /* a full batch is one call: there is none that could fail after it */
+    for (n = 0; n < sizeof passing / sizeof *passing; n++) {
+        none_lost(0, 1, passing[n], -1, "io_uring");
+        none_lost(1, 1, passing[n], -1, "io_uring");
+        none_lost(0, -1, passing[n], -1, "io_uring");
+        none_lost(1, -1, passing[n], -1, "io_uring");
+    }
+    for (n = 0; n < sizeof lasting / sizeof *lasting; n++) {
+        none_lost(0, -1, lasting[n], -1, "accept4");
+        none_lost(1, -1, lasting[n], -1, "accept4");
+    }
+    for (n = 1; n < 40; n += 7) /* a signal is no reason to give up */
+        none_lost(0, (int)n, EINTR, (int)n + 1, "io_uring");
+    none_lost(0, -1, 0, -1, "io_uring"); /* the kernel always stops before the last request */
+    none_lost(0, 1, 0, -1, "io_uring");
+    net_swap(&net_uring_proven, 2);
+    none_lost(0, 0, 0, 2, "io_uring");
+    for (n = 0; n < sizeof passing / sizeof *passing; n++) {
+        none_lost(1, 3, passing[n], 5, "io_uring");
+        none_lost(1, 10 * NET_URING_TRIES, passing[n], -1, "io_uring");
+    }
+    none_lost(1, 7, EINTR, 9, "io_uring");
+    fetched_never();
+    net_swap(&net_uring_proven, 1);
+}
+
 static void containers(void)
 {
     if (strcmp(name, "io_uring") != 0)
         return;
+    in_a_child(failing_rings);
     in_a_child(never_allowed);
     in_a_child(not_even_once);
     in_a_child(forbidden_later);

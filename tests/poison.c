@@ -23,6 +23,7 @@
 #include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,7 +192,8 @@ static void set_aside(struct ring *ring, int result)
     ring->aside.res = result;
 }
 
-static void ring_accept(struct ring *ring, const struct io_uring_sqe *entry)
+/* What the last one comes to, whose completion is written when all requests of the call were made. */
+static int ring_accept(struct ring *ring, const struct io_uring_sqe *entry)
 {
     struct pollfd on = {.fd = entry->fd, .events = POLLIN};
     int taken;
@@ -200,7 +202,7 @@ static void ring_accept(struct ring *ring, const struct io_uring_sqe *entry)
         if (taken == -1)
             taken = -errno;
     } while (taken >= 0 && complete(ring, taken, IORING_CQE_F_MORE));
-    set_aside(ring, taken);
+    return taken;
 }
 
 static void ring_forget(int fd)
@@ -228,13 +230,25 @@ static void ring_born(int fd, const struct io_uring_params *params)
 static long ring_enter(struct ring *ring, unsigned submitted)
 {
     unsigned n, mask = ring->params.sq_entries - 1;
+    int last = 0, accepts = 0;
     for (n = 0; n < submitted; n++) {
         struct io_uring_sqe *entry = &ring->entries[(*at(ring, ring->params.sq_off.head))++ & mask];
-        if (entry->opcode == IORING_OP_ACCEPT)
-            ring_accept(ring, entry);
-        else
+        void *data = (void *)(uintptr_t)entry->addr;
+        if (entry->opcode == IORING_OP_ACCEPT) {
+            last = ring_accept(ring, entry);
+            accepts++;
+        } else if (entry->opcode == IORING_OP_WRITE) {
+            if (write(entry->fd, data, entry->len) < 0)
+                abort();
+        } else if (entry->opcode == IORING_OP_READ) {
+            if (read(entry->fd, data, entry->len) < 0)
+                abort();
+        } else {
             set_aside(ring, 0);
+        }
     }
+    if (accepts)
+        set_aside(ring, last);
     if (submitted == 0 && ring->has_aside)
         set_aside(ring, ring->aside.res);
     return submitted;

@@ -28,8 +28,7 @@ EACH_THREAD = {"listeners": one_listener}  # see conftest.py
     [
         # 10 connections and the end of the queue; the mode of the listener once a batch; then the turn goes to others.
         ("accept4", {"accept4": 11, "ioctl": 3, "epoll_ctl": 2}),
-        # A call a batch, and one for the last connection of a full one; the third is not full.
-        ("io_uring", {"io_uring_enter": 5, "epoll_ctl": 2}),
+        ("io_uring", {"io_uring_enter": 3, "epoll_ctl": 2}),  # a call a batch
     ],
 )
 def test_how_many_system_calls_a_batch_costs(tmp_path: Path, engine: str, expected: dict[str, int]) -> None:
