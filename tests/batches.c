@@ -2,7 +2,7 @@
  * the same order, and leave the rest in the kernel's queue. Prints "ok" after the names of the engines that could be
  * opened, or the line that was not as it should be. Built and run by test_platform.py. */
 #if __has_include("platform/engine.h") && !defined(_WIN32)
-#ifdef __linux__
+#if defined(__linux__) && !defined(HARKEN_KQUEUE) && __has_include(<linux/seccomp.h>) /* see containers() */
 /* Calls of io_uring_enter(2) can be made to fail: see broken(). */
 static long broken(long number, ...);
 #include <unistd.h>
