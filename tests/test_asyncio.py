@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Never, get_type_hints
 
 import pytest
 from wire import python, wait_until
@@ -447,6 +447,45 @@ def test_the_signatures_are_asyncios() -> None:
         assert positional == [*positional[:1], "host", "port"]
 
 
+@pytest.mark.parametrize("function", [harken.asyncio.start_server, harken.asyncio.create_server])
+def test_every_option_stands_in_the_signature_with_its_type(function: Callable[..., object]) -> None:
+    parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
+    options = get_type_hints(harken.Options, {**vars(harken.asyncio), "Literal": Literal})
+    for name, hint in options.items():
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[name].default is None
+        if name != "reuse_port":  # asyncio's, which joins others
+            assert str(hints[name]) == str(hint), name
+    assert hints["kwds"] is Never  # so that a type checker finds what is not there
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "near"),
+    [
+        ("start_server", "max_opn", "max_open"),
+        ("create_server", "max_opn", "max_open"),
+        ("create_server", "limt", "limit"),
+        ("start_server", "sockt", "sock"),
+        ("start_server", "use_port", "reuse_port"),
+        ("create_server", "keep_idle", "keepalive_idle"),
+        ("create_server", "nothing_like_it", None),
+    ],
+)
+def test_a_name_that_is_mistyped_is_told_with_the_one_that_was_meant(function: str, name: str, near: Any) -> None:
+    async def test() -> None:
+        with pytest.raises(TypeError) as error:
+            await getattr(harken.asyncio, function)(echo, "127.0.0.1", 0, **{name: 3})
+        assert str(error.value).startswith(f"{function}() got an unexpected keyword argument {name!r}")
+        assert str(error.value).endswith(f"did you mean {near!r}?") == (near is not None)
+
+    Way("selector").run(test)
+
+
+def test_harken_alone_has_its_asyncio() -> None:
+    python("import harken; harken.asyncio.start_server")
+    python("import harken; assert hasattr(harken, 'asyncio'); from harken import asyncio as one; one.create_server")
+
+
 # ---------------------------------------------------------------------- where it listens
 
 
@@ -543,8 +582,8 @@ def test_sockets_that_cannot_be_served_are_refused_and_stay_their_owners() -> No
             for sock in ([], 5, "sock", datagrams, [good, datagrams], [good, None]):
                 with pytest.raises(ValueError, match=r"Stream Socket|no socket"):
                     await harken.asyncio.start_server(echo, sock=sock)
-            with socket.socket() as new, pytest.raises(OSError, match="no address"):  # after `good` was duplicated
-                await harken.asyncio.start_server(echo, sock=[good, new])
+            with connect(good.getsockname()) as client, pytest.raises(OSError, match="a connection"):
+                await harken.asyncio.start_server(echo, sock=[good, client])  # after `good` was duplicated
             with pytest.raises(TypeError, match="nodelay"):
                 await harken.asyncio.start_server(echo, sock=good, nodelay=False)
             assert good.fileno() != -1

@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memset
 
 cimport harken._platform as c
 from harken._platform cimport addrinfo, net_address_t, net_length_t, sockaddr, sockaddr_in, sockaddr_in6
-from harken._resolve cimport decode, found_at, found_t, free_found, resolve_bind
+from harken._resolve cimport decode, found_at, found_t, free_found, locate, resolve_bind
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open
@@ -230,6 +230,7 @@ cdef list bind_one(
     cdef found_t addresses
     cdef const addrinfo *address
     cdef Socket sock
+    cdef bytearray looked_up = None
     cdef list given_up = None, absent, told = [] if multipath else None
     cdef Py_ssize_t first = len(sockets)
     cdef const char *step = b"bind"
@@ -240,11 +241,16 @@ cdef list bind_one(
     if bind[5] is not None:
         port, end = start or port, bind[5]
     memset(&addresses, 0, sizeof(addresses))
-    try:
-        resolve_bind(&addresses, bind, port, family)
-    except OSError as reason:
-        # A resolver that can open no file says that it has not found the name.
-        fail("getaddrinfo", text, exhausted() or reason)
+    if isinstance(bind[4], tuple):
+        looked_up = take_over(&addresses, <tuple>bind[4])
+        if end:
+            set_ports(&addresses, port)
+    else:
+        try:
+            resolve_bind(&addresses, bind, port, family)
+        except OSError as reason:
+            # A resolver that can open no file says that it has not found the name.
+            fail("getaddrinfo", text, exhausted() or reason)
     try:
         lacking = family_to_leave_out(host, &addresses)
         while True:
@@ -301,12 +307,38 @@ cdef list bind_one(
             last = absent[len(absent) - 1]
             fail(step.decode("ascii"), last[0], last[1])
     finally:
+        if looked_up is not None:
+            addresses.lists[0] = NULL  # which freeaddrinfo() has not made
         free_found(&addresses)
         if given_up is not None:
             close_all(given_up)
     if absent is not None or told:
         return (left_out or []) + (told or []) + (absent or [])
     return left_out
+
+
+cdef struct entry_t:
+    addrinfo info
+    net_address_t address
+
+
+cdef bytearray take_over(found_t *found, tuple addresses):
+    """What a resolver of somebody else's has found, tuples as the standard library writes them, in the place of
+    resolve(). The list in C is inside the result, and lives as long as that."""
+    cdef Py_ssize_t n, count = len(addresses)
+    cdef bytearray room = bytearray(count * sizeof(entry_t))
+    cdef entry_t *entries = <entry_t *><char *>room
+    cdef net_length_t length = 0
+    cdef int family
+    for n in range(count):
+        family = c.AF_INET if len(addresses[n]) == 2 else c.AF_INET6
+        locate(addresses[n], family, &entries[n].address, &length, b"bind()")
+        entries[n].info.ai_family, entries[n].info.ai_socktype = family, c.SOCK_STREAM
+        entries[n].info.ai_protocol = c.IPPROTO_TCP
+        entries[n].info.ai_addr, entries[n].info.ai_addrlen = &entries[n].address.any, length
+        entries[n].info.ai_next = &entries[n + 1].info if n + 1 < count else NULL
+    found.lists[0], found.size = &entries[0].info, count
+    return room
 
 
 cdef Socket new_socket(Tools tools, object plan):

@@ -11,6 +11,9 @@ The map of the house, in the order of the flow:
     _listener    what a server holds: `Listeners`, `Listener`
     _acceptor    the accept engine: batches, limits, overload: `Acceptor`         (compiled)
     asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
+    _hosts       what asyncio's host and port mean, as binds
+    _transport   how a connection gets a transport of the loop
+    _aside       what can wait is done in a thread of its own
     _overload    what the log is told when descriptors run out
     _loading     what is loaded when: `preload`
     _stats       how long the queues are: `stats`; what an acceptor did: `AcceptorStats`
@@ -76,6 +79,7 @@ from ._system import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from . import asyncio as asyncio
     from ._holders import Holder, holders
     from ._options import Options
 
@@ -144,6 +148,8 @@ def __getattr__(name: str) -> object:
     # Loaded when a program names it; `import harken` should not pay for it.
     if name == "Options":
         return _load("harken._options").Options
+    if name == "asyncio":
+        return _load("harken.asyncio")
     if name in ("Holder", "holders"):
         return getattr(_load("harken._holders"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from types import MappingProxyType
     from typing import NoReturn, Self
 
+    from ._types import Address
+
     _Pairs = tuple[tuple[str, str], ...]
-    _Fields = tuple[str | None, int | str | None, int, str, str | int | None, int | None, str, _Pairs, int | None]
+    _Target = str | int | tuple[Address, ...] | None
+    _Fields = tuple[str | None, int | str | None, int, str, _Target, int | None, str, _Pairs, int | None]
 
 _FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
 _SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
@@ -35,9 +38,7 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 _Mapping = type(type.__dict__)  # types.MappingProxyType, without the import
 
 
-class Bind(
-    tuple["str | None", "int | str | None", int, str, "str | int | None", "int | None", str, "_Pairs", "int | None"]
-):
+class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | None", str, "_Pairs", "int | None"]):
     """One bind, read. Raises ValueError for a text that is none: it shows the text, the place and what is wrong.
 
     A bind is a value: it cannot be changed, and it is equal to another when both mean the same, however they are
@@ -46,7 +47,8 @@ class Bind(
     """
 
     # Inside: (host, port, family, text, target, last port of a range, scheme, options, scope id). The story reads it by
-    # number. The scope id is None where the host has no scope, or names it by its interface.
+    # number. The scope id is None where the host has no scope, or names it by its interface. The target of TCP is None,
+    # or the addresses that a resolver of somebody else's has found for the host: see `looked_up`.
     __slots__ = ()
 
     def __new__(cls, bind: str | int | Bind) -> Self:
@@ -277,6 +279,16 @@ def _takes_scope(host: str) -> bool:
 
 def _shortly(number: int) -> str:
     return str(int(number)) if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
+
+
+def looked_up(bind: Bind, port: int, family: int, addresses: tuple[Address, ...] | None) -> Bind:
+    """The same bind, of one family if it is not AF_UNSPEC, with a port that is a number and with the addresses that
+    somebody's resolver has found for the host: these are opened, and no other resolver is asked."""
+    scheme = bind[6]
+    if family != AF_UNSPEC and scheme == "tcp":
+        scheme = "tcp4" if family == AF_INET else "tcp6"
+    target = bind[4] if addresses is None else addresses
+    return tuple.__new__(type(bind), (bind[0], port, family, bind[3], target, bind[5], scheme, *bind[7:]))
 
 
 # ---------------------------------------------------------------------------- reading

@@ -18,36 +18,48 @@ the engine has none, by a thread that waits. How a connection gets to the loop i
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401 - a name that is not ASCII would import it on the loop's thread
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
+from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar
 
+# Some of these are for errors, overload and options only. They are read now, not on a loop's thread.
+from . import _hints, _holders, _netlink, _overload, _plan, _unix  # noqa: F401
 from ._acceptor import Acceptor
+from ._aside import aside, can_wait, close_all, explained, wait_for_paths
 from ._bind import Bind
+from ._errors import ListenError
+from ._hosts import binds_of
 from ._inherit import adopt
 from ._listen import bind
-from ._listener import Listener
-from ._resolve import normal_host, scope_name
-from ._socket import Socket, queue_of, state_of
-from ._system import AF_INET, AF_INET6, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
+from ._listener import Listener, Listeners
+from ._options import Options
+from ._socket import Socket, describe, queue_of, state_of
+from ._system import AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._transport import way
+from ._types import Address, OnOverload
+
+try:
+    from ssl import SSLContext
+except ImportError:  # this Python has no TLS
+    SSLContext = Any  # type: ignore[assignment,misc]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from ssl import SSLContext
-
     from ._transport import Held, Lent, Tracked
-    from ._types import OnOverload
 
 __all__ = ["Server", "create_server", "start_server"]
 
 _FATAL = (SystemExit, KeyboardInterrupt)
+_AGES = 30 * 365 * 86400.0  # seconds; uvloop takes no more than a hundred years
+
+T = TypeVar("T")
 
 
 async def start_server(
@@ -56,12 +68,57 @@ async def start_server(
     port: int | str | None = None,
     *,
     limit: int = 2**16,
-    **kwds: Any,
+    family: int = AF_UNSPEC,
+    flags: int = AI_PASSIVE,
+    sock: Any = None,
+    backlog: int | None = None,
+    ssl: SSLContext | None = None,
+    reuse_address: bool | None = None,
+    reuse_port: bool | None = None,
+    keep_alive: bool | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+    max_open: int | None = None,
+    batch: int | None = None,
+    on_overload: OnOverload = "pause",
+    engine: str | None = None,
+    ipv6_only: bool | None = None,
+    exclusive: bool | None = None,
+    nodelay: bool | None = None,
+    keepalive: bool | None = None,
+    keepalive_idle: int | None = None,
+    keepalive_interval: int | None = None,
+    keepalive_count: int | None = None,
+    user_timeout: int | None = None,
+    defer_accept: int | None = None,
+    fastopen: int | None = None,
+    rcvbuf: int | None = None,
+    sndbuf: int | None = None,
+    freebind: bool | None = None,
+    transparent: bool | None = None,
+    interface: str | None = None,
+    mark: int | None = None,
+    tos: int | None = None,
+    ttl: int | None = None,
+    mss: int | None = None,
+    congestion: str | None = None,
+    priority: int | None = None,
+    incoming_cpu: int | None = None,
+    busy_poll: int | None = None,
+    inheritable: bool | None = None,
+    mode: int | None = None,
+    owner: str | int | None = None,
+    group: str | int | None = None,
+    configure: Callable[[Socket, Address], object] | None = None,
+    **kwds: Never,
 ) -> Server:
     """``asyncio.start_server()`` over the accept engine: ``client_connected_cb(reader, writer)``, a function or a
     coroutine function, is called for each connection; when it fails, the connection is closed. ``limit`` is what it is
     there, how much a StreamReader buffers; how many connections may be open at once is ``max_open``. The rest:
     `create_server`."""
+    given = locals()
+    _refuse(kwds, start_server, "start_server()")
     if limit <= 0:
         raise ValueError("Limit cannot be <= 0")  # as StreamReader says, for each connection
     loop = asyncio.get_running_loop()
@@ -70,7 +127,7 @@ async def start_server(
         reader = asyncio.StreamReader(limit=limit, loop=loop)
         return _StreamProtocol(reader, client_connected_cb, loop=loop)  # type: ignore[arg-type]
 
-    return await create_server(factory, host, port, **kwds)
+    return await _explained(_create(factory, given | {"limit": None}))
 
 
 # From 3.11.7 and 3.12.1 on CPython closes the connection of a coroutine that fails, and tells the loop.
@@ -121,34 +178,84 @@ async def create_server(
     batch: int | None = None,
     on_overload: OnOverload = "pause",
     engine: str | None = None,
-    **options: Any,
+    ipv6_only: bool | None = None,
+    exclusive: bool | None = None,
+    nodelay: bool | None = None,
+    keepalive: bool | None = None,
+    keepalive_idle: int | None = None,
+    keepalive_interval: int | None = None,
+    keepalive_count: int | None = None,
+    user_timeout: int | None = None,
+    defer_accept: int | None = None,
+    fastopen: int | None = None,
+    rcvbuf: int | None = None,
+    sndbuf: int | None = None,
+    freebind: bool | None = None,
+    transparent: bool | None = None,
+    interface: str | None = None,
+    mark: int | None = None,
+    tos: int | None = None,
+    ttl: int | None = None,
+    mss: int | None = None,
+    congestion: str | None = None,
+    priority: int | None = None,
+    incoming_cpu: int | None = None,
+    busy_poll: int | None = None,
+    inheritable: bool | None = None,
+    mode: int | None = None,
+    owner: str | int | None = None,
+    group: str | int | None = None,
+    configure: Callable[[Socket, Address], object] | None = None,
+    **kwds: Never,
 ) -> Server:
     """``loop.create_server()`` over the accept engine, for the running loop.
 
     ``host`` and ``port`` are asyncio's; a wildcard with port 0 has one port for both families. Without a port, ``host``
     may also be a bind (``":8080"``, ``"unix:/run/app.sock"``, ``8080``), listeners as `harken.listen` and `harken.bind`
-    return them, or a sequence of binds. ``sock`` may be a ``socket.socket``, a `harken.Socket`, or several. Listeners
-    and ``sock`` belong to the server: it closes them.
+    return them, or a sequence of binds; ``("127.0.0.1", 8080)`` is refused, for as a sequence it would be every
+    address with that port. Names are looked up by ``loop.getaddrinfo()``. ``sock`` may be a ``socket.socket``, a
+    `harken.Socket`, or several. Listeners and ``sock`` belong to the server: it closes them.
 
     ``backlog``: by default the queue is as long as the system grants, or as it is already. A number never shortens the
     queue of a socket that listens.
 
     ``reuse_port`` joins the sockets of other processes on the same port, as in asyncio. ``reuse_address``: SO_REUSEADDR
-    is on on POSIX and never on Windows; False is `exclusive`. ``options`` are those of `harken.listen`.
+    is on on POSIX and never on Windows; False is `exclusive`. From ``ipv6_only`` on the options are those of
+    `harken.listen`.
 
     ``limit``: how many connections may be open at once; further clients wait in the queue. ``max_open`` is the same: it
     is the name that `start_server` has, where ``limit`` is asyncio's. ``batch``, ``on_overload``, ``engine``: see
     `harken.Acceptor`.
 
+    What can wait, the path of a unix socket for one, is made in a thread; so ``configure`` may be called in one.
+
     Raises ValueError and TypeError for what asyncio refuses, and ListenError, an OSError, for an address that cannot be
     had; nothing stays open then.
     """
-    _check(
-        protocol_factory,
-        {"limit": limit, "max_open": max_open, "batch": batch},
-        {"ssl_handshake_timeout": ssl_handshake_timeout, "ssl_shutdown_timeout": ssl_shutdown_timeout},
-        ssl,
-    )
+    given = locals()
+    _refuse(kwds, create_server, "create_server()")
+    return await _explained(_create(protocol_factory, given))
+
+
+_OPTIONS = tuple(name for name in Options.__dataclass_fields__ if name not in ("backlog", "reuse_port"))
+
+
+async def _explained(work: Coroutine[Any, Any, T]) -> T:
+    """What an error is going to say is found out before it is raised, and not on the loop's thread."""
+    try:
+        return await work
+    except ListenError as error:
+        await explained(error)
+        raise
+
+
+async def _create(protocol_factory: Callable[[], asyncio.BaseProtocol], given: dict[str, Any]) -> Server:
+    """What both come to. ``given``: the arguments by their names."""
+    host, port, sock, backlog = given["host"], given["port"], given["sock"], given["backlog"]
+    limits = {name: given[name] for name in ("limit", "max_open", "batch")}
+    tls = {name: given[name] for name in ("ssl", "ssl_handshake_timeout", "ssl_shutdown_timeout")}
+    options = {name: given[name] for name in _OPTIONS if given[name] is not None}
+    _check(protocol_factory, limits, tls)
     if sock is not None:
         if host is not None or port is not None:
             raise ValueError("host/port and sock can not be specified at the same time")
@@ -159,29 +266,44 @@ async def create_server(
     elif host is None and port is None:
         raise ValueError("Neither host/port nor sock were specified")
     else:
-        wished = {"backlog": backlog, "reuse_port": "join" if reuse_port else None, "keepalive": keep_alive or None}
-        if reuse_address is False and not reuse_port:
+        reuse_port = given["reuse_port"]
+        wished = {
+            "backlog": backlog,
+            "reuse_port": "join" if reuse_port else None,
+            "keepalive": given["keep_alive"] or None,
+        }
+        if given["reuse_address"] is False and not reuse_port:
             wished["exclusive"] = True
         options |= {name: value for name, value in wished.items() if value is not None}
-        listeners = await _bound(host, port, family, flags, options)
-    loop = asyncio.get_running_loop()
-    tls = {
-        "ssl": ssl,
-        "ssl_handshake_timeout": ssl_handshake_timeout,
-        "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        listeners = await _bound(host, port, given["family"], given["flags"], options)
+    limits = {
+        "batch": limits["batch"],
+        "limit": limits["limit"] or limits["max_open"],
+        "on_overload": given["on_overload"],
+        "engine": given["engine"],
     }
-    limits = {"batch": batch, "limit": limit or max_open, "on_overload": on_overload, "engine": engine}
-    server = Server(loop, listeners, protocol_factory, backlog, tls if ssl else {}, limits, sock or ())
-    if start_serving:
+    loop = asyncio.get_running_loop()
+    server = Server(loop, listeners, protocol_factory, backlog, tls if tls["ssl"] else {}, limits, sock or ())
+    if given["start_serving"]:
         try:
-            server._start_serving()
+            await server.start_serving()
         except BaseException:
             server.close()
+            await server._paths_are_free()
             raise
     return server
 
 
-def _check(protocol_factory: Any, counts: dict[str, Any], timeouts: dict[str, Any], ssl: Any) -> None:
+def _refuse(unknown: dict[str, Any], function: Callable[..., object], called: str) -> None:
+    """Names that the function does not have, which a type checker finds too: their type is Never."""
+    for name in unknown:
+        near = get_close_matches(name, function.__kwdefaults__ or (), 1, 0.5)
+        raise TypeError(
+            f"{called} got an unexpected keyword argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+
+
+def _check(protocol_factory: Any, counts: dict[str, Any], tls: dict[str, Any]) -> None:
     """What is wrong is told before anything is opened."""
     if not callable(protocol_factory):
         raise TypeError(f"protocol_factory must be callable, not {type(protocol_factory).__name__}")
@@ -190,10 +312,10 @@ def _check(protocol_factory: Any, counts: dict[str, Any], timeouts: dict[str, An
     for name, number in counts.items():
         if number is not None and (not isinstance(number, int) or number < 1):
             raise (ValueError if isinstance(number, int) else TypeError)(f"{name} must be at least 1: {number!r}")
-    if ssl is not None and not hasattr(ssl, "wrap_bio"):
+    if tls["ssl"] is not None and not hasattr(tls["ssl"], "wrap_bio"):
         raise TypeError("ssl argument must be an SSLContext or None")
-    for name, seconds in timeouts.items():
-        if ssl is None and seconds is not None:
+    for name, seconds in tls.items():
+        if tls["ssl"] is None and seconds is not None:
             raise ValueError(f"{name} is only meaningful with ssl")
 
 
@@ -214,7 +336,7 @@ def _from_sockets(given: Sequence[Any]) -> list[Socket]:
                 listeners.append(sock)
                 continue
             with sock.dup() as duplicate:  # empty when it is adopted
-                listeners.append(adopt(duplicate))
+                listeners.append(_adopted(duplicate))
     except BaseException:
         for mine in set(listeners).difference(given):
             mine.close()
@@ -224,74 +346,45 @@ def _from_sockets(given: Sequence[Any]) -> list[Socket]:
     return listeners
 
 
-async def _bound(host: Any, port: int | str | None, family: int, flags: int, options: dict[str, Any]) -> list[Socket]:
-    """Listeners, for the time being bound only. Names are resolved in a thread."""
-    hosts: list[Any] = [host] if host is None or isinstance(host, (str, int, Bind, Socket)) else list(host)
-    binds: list[Any]
+def _adopted(sock: Any) -> Socket:
+    """One without an address gets a free port from listen(2)."""
+    if describe(sock.fileno())[2] == "new":
+        return Socket(fileno=sock.detach())
+    return adopt(sock)
+
+
+async def _bound(host: Any, port: Any, family: int, flags: int, options: dict[str, Any]) -> list[Socket]:
+    """Listeners, for the time being bound only."""
     if port is None:
-        if hosts and all(isinstance(one, Socket) for one in hosts):
+        only = isinstance(host, (str, int, Bind, Socket)) or not isinstance(host, Iterable)
+        given: list[Any] = [host] if only else list(host)
+        if given and all(isinstance(one, Socket) for one in given):
             if ignored := options.keys() - {"backlog"}:
                 raise TypeError(f"listeners that are there already take no options: {', '.join(sorted(ignored))}")
-            return hosts
-        binds = [one if isinstance(one, (int, Bind)) or _is_bind(one) else _bind_text(one, 0, family) for one in hosts]
-    elif any(not isinstance(one, (str, type(None))) for one in hosts):
-        raise ValueError("a bind has its port already")
-    elif len(hosts) == 1 and flags == AI_PASSIVE:
-        binds = [_bind_text(hosts[0], port, family)]
-    else:
-        binds = await _resolved(hosts, port, family, flags)
+            return given
+        host = host if only or isinstance(host, (bytes, bytearray, memoryview)) else given
+    binds = await binds_of(host, port, family, flags)
     if not binds:
         raise ValueError("there is no host to listen on")
-    binds = [Bind(one) for one in binds]
-    if not any(map(_has_name, binds)):
-        return list(bind(*binds, **options))
-    work = asyncio.get_running_loop().run_in_executor(None, partial(bind, *binds, **options))
-    try:
-        return list(await asyncio.shield(work))
-    except asyncio.CancelledError:
-        work.add_done_callback(_close_unwanted)
-        raise
+    if any(map(_opening_can_wait, binds)):
+        listeners = await aside(partial(_open, binds, options), _close)
+        return list(listeners)
+    return list(bind(*binds, **options))
 
 
-def _close_unwanted(work: asyncio.Future[Any]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        work.result().close()
+def _close(listeners: Listeners) -> None:
+    listeners.close()
 
 
-def _is_bind(text: str) -> bool:
-    """Not just a host. ``::1`` is a host; so is a name."""
-    if "://" in text or text.startswith(("unix:", "systemd:", "[")) or text.isdigit():
-        return True
-    return text.partition("?")[0].count(":") == 1
+def _opening_can_wait(one: Bind) -> bool:
+    """Not that of an address in digits, by TCP; but whoever shares a port looks up who the others are."""
+    return not one.is_plain or bool(one.options)
 
 
-def _bind_text(host: str | None, port: int | str, family: int) -> str:
-    scheme = {AF_INET: "tcp4", AF_INET6: "tcp6"}.get(family, "tcp")
-    if not host:
-        host = "*"
-    elif ":" in host:
-        host = f"[{host}]"
-    return f"{scheme}://{host}:{port}"
-
-
-def _has_name(one: Bind) -> bool:
-    """Does opening it ask a resolver?"""
-    host = one.host
-    return isinstance(one.port, str) or (host is not None and normal_host(host.partition("%")[0]) is None)
-
-
-async def _resolved(hosts: Sequence[str | None], port: int | str, family: int, flags: int) -> list[str]:
-    """Several names may stand for one address, which can be bound once."""
-    loop = asyncio.get_running_loop()
-    answers = await asyncio.gather(
-        *(loop.getaddrinfo(one or None, port, family=family, type=SOCK_STREAM, flags=flags) for one in hosts)
-    )
-    found = []
-    address: Any
-    for _, _, _, _, address in (entry for answer in answers for entry in answer):
-        scope = f"%{scope_name(address[3])}" if len(address) > 3 and address[3] and "%" not in address[0] else ""
-        found.append(_bind_text(f"{address[0]}{scope}", address[1], AF_UNSPEC))
-    return list(dict.fromkeys(found))
+def _open(binds: Sequence[Bind], options: dict[str, Any]) -> Listeners:
+    if any(one.path for one in binds):
+        wait_for_paths()
+    return bind(*binds, **options)
 
 
 def _listen(listener: Socket, backlog: int | None) -> None:
@@ -333,7 +426,11 @@ class Server(asyncio.AbstractServer):
         self._held: set[Held | Lent | Tracked] = set()  # connections that are not lost yet
         self._batches = 0  # that are being handed over
         self._waiters: list[asyncio.Future[None]] | None = []
+        self._leaving = False  # paths are being removed, in a thread
+        self._leavers: list[asyncio.Future[None]] = []  # who waits for that
+        self._paths = threading.Lock()  # of the threads that listen or close
         self._forever: asyncio.Future[None] | None = None
+        self._anchor: asyncio.TimerHandle | None = None
         self._connect = way(loop)
 
     def __repr__(self) -> str:
@@ -363,55 +460,91 @@ class Server(asyncio.AbstractServer):
         """What takes the connections, while it serves: to pause it, and for its counters."""
         return self._acceptor
 
-    def _start_serving(self) -> None:
+    async def start_serving(self) -> None:
+        """Listens, and takes connections from now on; nothing happens if it does so already."""
+        await _explained(self._begin())
+
+    async def _begin(self) -> None:
         if self._acceptor is not None:
             return
+        if any(map(can_wait, self._must_be_open())):
+            await aside(self._listen_aside)
+        else:
+            self._listen()
+        self._must_be_open()  # nobody has closed it meanwhile
+        if self._acceptor is None:
+            self._serve()
+
+    def _must_be_open(self) -> tuple[Socket, ...]:
         if self._listeners is None:
             raise RuntimeError(f"server {self!r} is closed")
-        for listener in self._listeners:
+        return self._listeners
+
+    def _listen(self) -> None:
+        for listener in self._listeners or ():
             _listen(listener, self._backlog)
-        acceptor = Engine(self._listeners, **self._limits)
+
+    def _listen_aside(self) -> None:
+        with self._paths:  # what is being closed is not listened on
+            self._listen()
+
+    def _serve(self) -> None:
+        acceptor = Engine(self._must_be_open(), **self._limits)
         acceptor.server = weakref.ref(self)
+        self._acceptor, self._release = acceptor, acceptor.release
         try:
             try:
                 descriptor = acceptor.fileno()
                 self._loop.add_reader(descriptor, self._take)
                 self._descriptor = descriptor
             except (NotImplementedError, OSError):  # the proactor loop; an engine without a descriptor
-                self._taken = threading.Event()
-                threading.Thread(
-                    target=_watch,
-                    args=(acceptor, self._loop, weakref.ref(self), self._taken, copy_context()),
-                    name="harken.asyncio",
-                    daemon=True,
-                ).start()
+                self._wait_in_a_thread(acceptor)
         except BaseException:
+            self._acceptor = None
+            self._release_loop()
             acceptor.end()
             raise
-        self._acceptor = acceptor
-        self._release = acceptor.release
 
-    async def start_serving(self) -> None:
-        self._start_serving()
+    def _wait_in_a_thread(self, acceptor: Engine) -> None:
+        # As long as the server serves, its loop refers to it, as it does to what it reads from. The thread refers to
+        # neither of the two: so they end together when nobody has the loop any more, and the thread with them.
+        self._anchor = self._loop.call_later(_AGES, self._take)
+        self._taken = threading.Event()
+        server, loop = weakref.ref(self), weakref.ref(self._loop)
+        arguments = (acceptor, loop, server, self._taken, copy_context())
+        threading.Thread(target=_watch, args=arguments, name="harken.asyncio", daemon=True).start()
+
+    def _release_loop(self) -> None:
+        if self._descriptor >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+        if self._anchor is not None:
+            self._anchor.cancel()
+        if self._taken is not None:
+            self._taken.set()
+        self._descriptor, self._anchor = -1, None
 
     async def serve_forever(self) -> None:
+        """Serves until it is closed, or the task that waits here is cancelled. That closes it, too, and does not wait
+        for the clients, which may be there for as long as they like."""
         if self._forever is not None:
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
-        if self._listeners is None:
-            raise RuntimeError(f"server {self!r} is closed")
-        self._start_serving()
+        self._must_be_open()
         self._forever = self._loop.create_future()
         try:
+            await self.start_serving()
             await self._forever
         except asyncio.CancelledError:
             self.close()
-            await self.wait_closed()
+            await self._paths_are_free()
             raise
         finally:
             self._forever = None
 
     def close(self) -> None:
-        """Ends accepting and closes the listeners. Connections stay open. A second time does nothing."""
+        """Ends accepting and closes the listeners. Connections stay open. A second time does nothing.
+
+        While the loop runs, unix sockets are closed and their paths removed in a thread, which `wait_closed` waits for.
+        """
         if self._listeners is None:
             return
         left = self._stop()
@@ -426,26 +559,40 @@ class Server(asyncio.AbstractServer):
             self._hand_over(left)
         self._wake_if_over()
 
-    def _stop(self) -> list[Socket]:
+    def _stop(self, _close_all: Callable[..., bool] = close_all) -> list[Socket]:
         """Also for a loop that is closed. Returns what the engine still had."""
         left = []
-        if self._acceptor is not None:
-            if self._descriptor >= 0 and not self._loop.is_closed():
-                self._loop.remove_reader(self._descriptor)
-            self._descriptor = -1
-            self._acceptor.end()
-            for connection in self._acceptor:
-                connection.setblocking(False)
-                left.append(connection)
-        if self._taken is not None:
-            self._taken.set()
-        for listener in self._listeners or ():
-            listener.close()
-        for sock in self._given:
-            sock.close()
+        acceptor, listeners, given = self._acceptor, self._listeners or (), self._given
+        self._release_loop()
         self._listeners = self._acceptor = None
         self._given = ()
+        if acceptor is not None:
+            acceptor.end()
+            for connection in acceptor:
+                connection.setblocking(False)
+                left.append(connection)
+        self._leaving = True
+        self._leaving = _close_all((*listeners, *given), self._paths, self._has_left)
         return left
+
+    def _has_left(self) -> None:
+        """In a thread: the paths are free."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell_leavers)
+
+    def _tell_leavers(self) -> None:
+        self._leaving = False
+        leavers, self._leavers = self._leavers, []
+        for leaver in leavers:
+            if not leaver.done():
+                leaver.set_result(None)
+        self._wake_if_over()
+
+    async def _paths_are_free(self) -> None:
+        if self._leaving:
+            leaver = self._loop.create_future()
+            self._leavers.append(leaver)
+            await leaver
 
     def close_clients(self) -> None:
         """Closes all connections, when what was written is sent."""
@@ -468,7 +615,7 @@ class Server(asyncio.AbstractServer):
         await waiter
 
     def _wake_if_over(self) -> None:
-        if self._held or self._batches or self._listeners is not None or self._loop.is_closed():
+        if self._held or self._batches or self._leaving or self._listeners is not None or self._loop.is_closed():
             return
         if self._waiters is not None:
             waiters, self._waiters = self._waiters, None
@@ -480,8 +627,12 @@ class Server(asyncio.AbstractServer):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        """Closes it and waits for the clients; after an exception, a cancelled task's for one, not for the clients."""
         self.close()
-        await self.wait_closed()
+        if exc_info[0] is None:
+            await self.wait_closed()
+        else:
+            await self._paths_are_free()
 
     # ------------------------------------------------------------------ from the engine to the loop
 
@@ -505,16 +656,19 @@ class Server(asyncio.AbstractServer):
             self._batches += 1  # a factory may close the server before it has got the rest
         left = iter(connections)
         connect = self._connect
-        for connection in left:
-            try:
-                # In a context of its own, as if it were a task.
-                copy_context().run(connect, self, connection)
-            except BaseException as error:
-                connection.close()
-                if isinstance(error, _FATAL):  # the loop stops; if it goes on, so does this
-                    self._loop.call_soon(self._hand_over, left, True)
-                    raise
-                self._report("Error on transport creation for incoming connection", error)
+        try:
+            for connection in left:
+                try:
+                    # In a context of its own, as if it were a task.
+                    copy_context().run(connect, self, connection)
+                except BaseException as error:
+                    connection.close()
+                    if isinstance(error, _FATAL):
+                        raise
+                    self._report("Error on transport creation for incoming connection", error)
+        except BaseException:  # the loop stops; if it goes on, so does this
+            self._loop.call_soon(self._hand_over, left, True)
+            raise
         self._batches -= 1
         self._wake_if_over()
 
@@ -573,7 +727,7 @@ class Engine(Acceptor):
 
 def _watch(
     acceptor: Acceptor,
-    loop: asyncio.AbstractEventLoop,
+    loop: weakref.ref[asyncio.AbstractEventLoop],
     server: weakref.ref[Server],
     taken: threading.Event,
     context: Context,
@@ -584,12 +738,20 @@ def _watch(
         with suppress(OSError):  # accept_many() meets it too, and tells
             more = acceptor.wait()
         taken.clear()
-        try:
-            loop.call_soon_threadsafe(_take_once, server, taken, context=context)
-        except RuntimeError:  # the loop is closed
+        if not _told(loop(), server, taken, context):
             return
         while more and not taken.wait(1):
             more = not acceptor.closed  # or else the loop is gone, and the call with it
+
+
+def _told(loop: Any, server: weakref.ref[Server], taken: threading.Event, context: Context) -> bool:
+    try:
+        if loop is not None:
+            loop.call_soon_threadsafe(_take_once, server, taken, context=context)
+            return True
+    except RuntimeError:  # the loop is closed
+        pass
+    return False
 
 
 def _take_once(reference: weakref.ref[Server], taken: threading.Event) -> None:

@@ -1,0 +1,144 @@
+"""What can wait is done aside, in a thread, for no other task of a loop runs meanwhile: directories on a file system
+that is far away, owners that a directory service is asked for, whose sockets are in the way.
+
+Each call has a thread of its own. The loop's executor would do until all of its threads wait for something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any, Protocol, TypeVar
+
+from ._errors import AddressInUseError, ListenError
+from ._system import AF_UNIX
+
+T = TypeVar("T")
+
+
+class Closable(Protocol):
+    def close(self) -> object: ...
+
+
+async def aside(call: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+    """What ``call()`` returns or raises, in a thread of its own. It has a copy of the caller's context.
+
+    Nobody can stop a call that waits: a task that is cancelled goes on at once, and when the call has come to its end
+    all the same, ``undo`` is given what it has returned, in that thread."""
+    loop = asyncio.get_running_loop()
+    context = copy_context()
+    future: asyncio.Future[None] = loop.create_future()
+    done: list[T] = []  # what it has returned
+    failed: list[BaseException] = []
+    lock = threading.Lock()
+    left = told = False  # has the task gone on; was it told in time
+
+    def tell() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def work() -> None:
+        nonlocal told
+        try:
+            done.append(context.run(call))
+        except BaseException as error:
+            failed.append(error)
+        with lock:
+            if not left:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(tell)
+                    told = True
+        if done and undo is not None and not told:
+            undo(done[0])
+
+    threading.Thread(target=work, name="harken.aside").start()
+    try:
+        await future
+    except BaseException:  # also when the loop is gone
+        with lock:
+            left = True
+        if told and done and undo is not None:
+            _in_a_thread(lambda: undo(done[0]))
+        raise
+    if failed:
+        raise failed.pop()
+    return done[0]
+
+
+def _in_a_thread(call: Callable[[], object]) -> None:
+    try:
+        threading.Thread(target=call, name="harken.aside").start()
+    except RuntimeError:  # Python is ending, or there is no room for a thread
+        call()
+
+
+async def explained(error: ListenError) -> None:
+    """Finds out what the error is going to say, whose sockets are in the way first of all: whoever prints it, the
+    loop's exception handler for one, would look through the whole of /proc on the loop's thread."""
+    with suppress(RuntimeError):  # there is no room for a thread
+        await aside(lambda: explain(error))
+
+
+def explain(error: ListenError) -> None:
+    _ = error.hint
+    if isinstance(error, AddressInUseError):
+        _ = error.cause
+
+
+# ---------------------------------------------------------------------------- closing
+
+_closing: set[threading.Thread] = set()
+"""Threads that close something. A path is free when they have ended."""
+
+
+def wait_for_paths() -> None:
+    """Until what was closed before in this process has left its path."""
+    for thread in list(_closing):
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def can_wait(sock: Any) -> bool:
+    """Can its listen() or its close() wait? That of a unix socket which has a path in a directory."""
+    return bool(getattr(sock, "family", None) == AF_UNIX)
+
+
+def close_all(sockets: Iterable[Closable], lock: threading.Lock, then: Callable[[], object]) -> bool:
+    """Closes sockets; those that can wait in a thread, if this one runs a loop. Answers whether there is such a thread,
+    which calls ``then`` at its end."""
+    slow = []
+    for sock in sockets:
+        if can_wait(sock):
+            slow.append(sock)
+        else:
+            sock.close()
+    if not slow:
+        return False
+
+    def work() -> None:
+        with lock:
+            for sock in slow:
+                with suppress(OSError):
+                    sock.close()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            _closing.discard(thread)
+            then()
+
+    if asyncio._get_running_loop() is not None:
+        thread = threading.Thread(target=run, name="harken.aside")
+        _closing.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # Python is ending, or there is no room for a thread
+            _closing.discard(thread)
+        else:
+            return True
+    work()
+    return False
