@@ -824,6 +824,7 @@ def test_a_descriptor_is_passed_on_once() -> None:
     told = run(
         """
     sock = socket.create_server(("127.0.0.1", 0))
+    sock.set_inheritable(True)  # as one that was passed
     assert sock.fileno() == 3  # before ctypes, for which some libffi keep a descriptor open
 """
         + IN_A_CHILD

@@ -626,6 +626,154 @@ def test_without_pidfds_their_number_is_not_asked_for(room: Path) -> None:
 
 
 @posix_only
+def test_a_name_twice_is_not_two_owners_of_one_socket(room: Path) -> None:
+    program = """
+        attempt(harken.from_systemd, "web", "web")
+        attempt(harken.listen, "systemd:web", "systemd:web")
+        attempt(harken.from_systemd, "web")
+    """
+    with three_sockets(room) as sockets:
+        once, also, last = activated(program, sockets[:2], LISTEN_FDNAMES="web:admin")
+        for told in (once, also):
+            assert (told["kind"], told["step"]) == ("ListenError", "from_systemd")
+            assert "systemd:web" in told["text"]
+        assert urls(last) == [url(sockets[0])]
+
+
+@posix_only
+def test_no_variable_of_the_protocol_is_left_for_children(room: Path) -> None:
+    program = """
+        os.environ.setdefault("LISTEN_PIDFDID", "0")
+        harken._inherit._pidfd_id = lambda: None  # as before Linux 6.9
+        with harken.from_systemd():
+            tell(left=[name for name in os.environ if name.startswith("LISTEN_")])
+    """
+    with three_sockets(room) as sockets:
+        (told,) = activated(program, sockets[:1], LISTEN_FDNAMES="web")
+        assert told["left"] == []
+
+
+@posix_only
+@pytest.mark.parametrize("inheritable", [False, True])
+@pytest.mark.parametrize("ask", ["harken.from_systemd", 'harken.listen, "systemd:unknown"'])
+def test_what_this_process_has_opened_was_not_passed(ask: str, inheritable: bool) -> None:
+    """As with `sh -c 'LISTEN_PID=$$ LISTEN_FDS=1 exec python ...'`, where nothing lies at 3."""
+    program = f"""
+        with harken.listen("127.0.0.1:0", inheritable={inheritable}) as (own,):
+            attempt({ask})
+            own.settimeout(0)
+            tell(fd=own.fileno(), open=own.accept_many(), state=own.state)
+            attempt({ask})
+    """
+    first, own, again = activated(program, [], LISTEN_FDS="1")
+    assert own == {"fd": 3, "open": [], "state": "listening"}
+    for told in (first, again):
+        assert (told["kind"], told["step"]) == ("ListenError", "from_systemd")
+        assert "3 was opened by this process and not passed to it" in told["text"]
+
+
+@posix_only
+def test_of_two_that_are_announced_one_is_our_own(room: Path) -> None:
+    program = """
+        with harken.listen("127.0.0.1:0") as (own,):
+            attempt(harken.from_systemd)
+            tell(fd=own.fileno(), state=own.state)
+        attempt(harken.adopt, 3)
+    """
+    with three_sockets(room) as sockets:
+        told, own, adopted = activated(program, sockets[:1], LISTEN_FDS="2")
+        assert "2 sockets from 3 on, but 4 was opened by this process" in told["text"]
+        assert own == {"fd": 4, "state": "listening"}
+        assert urls(adopted) == [url(sockets[0])]  # what was passed is as it was
+
+
+@posix_only
+@pytest.mark.parametrize("how", ["harken.adopt(3)", 'harken.listen("fd://3")[0]', 'harken.bind("fd://3", ttl=9)[0]'])
+def test_what_was_adopted_by_its_number_is_taken(room: Path, how: str) -> None:
+    program = f"""
+        with {how} as first, harken.from_systemd() as rest:
+            tell(got=facts([first]))
+            tell(got=facts(rest))
+            attempt(harken.from_systemd)
+    """
+    with three_sockets(room) as sockets:
+        first, rest, none = activated(program, sockets)
+        assert urls(first) == [url(sockets[0])]
+        assert urls(rest) == [url(sockets[1]), url(sockets[2])]
+        assert "taken already" in none["text"]
+
+
+@posix_only
+@pytest.mark.parametrize("ask", ['harken.from_systemd, "dns"', 'harken.listen, "systemd:dns"', "harken.from_systemd"])
+def test_a_datagram_socket_of_the_same_name_is_left(room: Path, ask: str) -> None:
+    program = f"""
+        attempt({ask})
+        tell(open=[os.fstat(fd).st_size for fd in (3, 4)])
+        attempt(harken.from_systemd, "dns")
+    """
+    with three_sockets(room) as sockets, bound_datagram() as datagram:
+        first, left, again = activated(program, [datagram, datagram, sockets[0]], LISTEN_FDNAMES="dns:dns:dns")
+        assert urls(first) == [url(sockets[0])]
+        assert left == {"open": [0, 0]}
+        assert "a datagram socket cannot listen" in again["text"]
+
+
+@posix_only
+def test_one_socket_of_systemds_has_one_owner_whichever_thread_asks(room: Path) -> None:
+    program = """
+        import threading
+        from harken import _inherit
+        chosen, go_on = threading.Event(), threading.Event()
+        choose, found, names = _inherit._chosen, [], []
+        def slow(*arguments):
+            result = choose(*arguments)
+            chosen.set()
+            if threading.current_thread() is first:
+                go_on.wait(20)  # between the choice and the taking
+            return result
+        _inherit._chosen = slow
+        def ask():
+            try:
+                found.append(harken.from_systemd())
+            except harken.ListenError as error:
+                names.append(str(error))
+        first, second = threading.Thread(target=ask), threading.Thread(target=ask)
+        first.start()
+        chosen.wait(20)
+        second.start()
+        second.join(0.5)  # without a lock it has them by now
+        go_on.set()
+        first.join(20)
+        second.join(20)
+        tell(owners=len(found), errors=names)
+    """
+    with three_sockets(room) as sockets:
+        (told,) = activated(program, sockets[:2])
+        assert told["owners"] == 1
+        assert "taken already" in told["errors"][0]
+
+
+@posix_only
+def test_a_signal_handler_that_asks_as_well_makes_no_second_owner(room: Path) -> None:
+    program = """
+        from harken import _inherit
+        choose, found = _inherit._chosen, []
+        def interrupted(*arguments):
+            result = choose(*arguments)
+            _inherit._chosen = choose
+            found.append(harken.from_systemd())  # as a handler could, at this line
+            return result
+        _inherit._chosen = interrupted
+        attempt(harken.from_systemd)
+        tell(fds=[one.fileno() for one in found[0]])
+    """
+    with three_sockets(room) as sockets:
+        told, last = activated(program, sockets[:2])
+        assert (told["kind"], told["step"]) == ("ListenError", "adopt")
+        assert last["fds"] == [3, 4]
+
+
+@posix_only
 def test_what_is_passed_but_no_listener_is_refused_and_the_rest_stays(room: Path, tmp_path: Path) -> None:
     program = """
         attempt(harken.from_systemd)
@@ -669,6 +817,6 @@ def test_names_are_texts() -> None:
 
 def test_harken_names_them() -> None:
     assert {"adopt", "from_systemd", "Bind"} <= set(harken.__all__)
-    assert harken.adopt.__module__ == "harken._inherit"
+    assert harken.adopt is harken._inherit.adopt
     with pytest.raises(AttributeError, match="adoptt"):
         harken.adoptt  # type: ignore[attr-defined]  # noqa: B018

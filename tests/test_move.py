@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gc
 import os
+import pickle
+import re
+import signal
 import socket
 import subprocess
 import sys
+from multiprocessing import resource_sharer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import harken
 from harken._socket import empty, move
+from machine import LOOPBACKS, linux_only, posix_only
+
+CLOSED = getattr(errno, "WSAENOTSOCK", errno.EBADF) if os.name == "nt" else errno.EBADF
 
 
 def child(program: str, *arguments: str) -> list[str]:
@@ -105,3 +117,390 @@ def test_a_default_timeout_is_not_looked_at() -> None:
             assert moved.gettimeout() is None
     finally:
         socket.setdefaulttimeout(None)
+
+
+# ---------------------------------------------------------------------------- what is remembered
+
+
+def by_sockets(listener: harken.Listener) -> Any:
+    (made,) = harken.Listeners([listener]).sockets()
+    return made
+
+
+def by_detach(listener: harken.Listener) -> Any:
+    return socket.socket(fileno=listener.detach())
+
+
+MOVES = [
+    ("sockets()", by_sockets),
+    ("to_socket()", harken.Listener.to_socket),
+    ("detach()", by_detach),
+    ("adopt()", harken.adopt),
+]
+by_every_move = pytest.mark.parametrize(("by", "give"), MOVES, ids=[name for name, _ in MOVES])
+
+
+@by_every_move
+@pytest.mark.parametrize("kind", ["127.0.0.1:0", "127.0.0.1:0?ttl=9", "[::1]:0", "unix"])
+def test_a_listener_remembers_what_it_was(by: str, give: Any, kind: str, tmp_path: Path) -> None:
+    if kind == "unix" and not hasattr(socket, "AF_UNIX"):
+        pytest.skip("Python has no AF_UNIX here")
+    if kind == "[::1]:0" and "::1" not in LOOPBACKS:
+        pytest.skip("no IPv6 here")
+    listeners = harken.listen(f"unix:{tmp_path / 'a'}" if kind == "unix" else kind)
+    [listener] = listeners
+    url, address, backlog = listener.url, listener.address, listener.backlog
+    with give(listener):
+        assert (listener.address, listener.url, listener.backlog) == (address, url, backlog)
+        assert (listener.fileno(), listener.state) == (-1, "closed")
+        assert str(listener) == f"{url} (given away by {by})"
+        assert repr(listeners) == f"<harken.Listeners {url} (given away by {by})>"
+        if kind != "unix":
+            assert listener.port == listeners.port == address[1]
+        for call in (
+            listener.accept, listener.accept_many, listener.getsockname, listener.listen, listener.stats,
+            listener.to_socket, listeners.sockets, listener.dup, lambda: listener.settimeout(1),
+            lambda: listener.getsockopt(1, 1),
+        ):  # fmt: skip
+            with pytest.raises(OSError, match=rf"the socket was given away by {re.escape(by)}") as caught:
+                call()
+            assert caught.value.errno == CLOSED
+        assert listener.detach() == -1
+        listener.close()
+        assert str(listener) == f"{url} (given away by {by})"
+
+
+def test_a_listener_that_was_closed_says_so() -> None:
+    listeners = harken.listen("127.0.0.1:0")
+    [listener] = listeners
+    listeners.close()
+    assert str(listener) == "closed"
+    for call in (lambda: listener.address, lambda: listener.port, lambda: listener.backlog, listener.accept):
+        with pytest.raises(OSError, match="the socket is closed") as caught:
+            call()
+        assert caught.value.errno == CLOSED
+
+
+def test_a_socket_costs_no_more_for_it() -> None:
+    with harken.Socket() as sock:
+        assert sys.getsizeof(sock) <= 120
+
+
+# ---------------------------------------------------------------------------- duplicates
+
+
+@pytest.mark.parametrize("kind", ["127.0.0.1:0?ttl=9&backlog=7", "127.0.0.1:0?backlog=7", "unix"])
+def test_a_twin_has_what_stands_beside_the_handle(kind: str, tmp_path: Path) -> None:
+    if kind == "unix":
+        if not hasattr(socket, "AF_UNIX"):
+            pytest.skip("Python has no AF_UNIX here")
+        kind = f"unix:{tmp_path / 'a'}?backlog=7"
+    with harken.listen(kind) as (listener,):
+        listener.settimeout(5)
+        with listener.dup() as twin:
+            assert type(twin) is type(listener)
+            assert isinstance(twin, harken.Listener)
+            assert (twin.url, twin.gettimeout(), twin.get_inheritable()) == (listener.url, 5, False)
+            assert twin.options == listener.options
+        if kind.startswith("unix"):
+            assert (tmp_path / "a").exists()  # it is not the twin's to remove
+
+
+@linux_only
+def test_connections_of_a_twin_get_what_they_do_not_inherit() -> None:
+    with harken.listen("127.0.0.1:0", priority=3) as (listener,), listener.dup() as twin:
+        with socket.create_connection(twin.address, timeout=30), twin.accept()[0] as connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 3
+        with socket.create_connection(twin.address, timeout=30):
+            [connection] = twin.accept_many()
+            with connection:
+                assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 3
+
+
+@linux_only
+def test_a_twin_of_one_that_is_held_listens_as_it_would() -> None:
+    with harken.bind("127.0.0.1:0", backlog=9) as (listener,), listener.dup() as twin:
+        assert twin.state == "bound"
+        twin.listen()
+        assert twin.backlog == listener.backlog == 9
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+
+@linux_only
+def test_what_stands_beside_the_handle_goes_from_owner_to_owner() -> None:
+    [listener] = harken.bind("127.0.0.1:0", backlog=9, priority=3)
+    adopted = harken.adopt(listener)
+    assert type(adopted) is type(listener)
+    assert not adopted.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)  # it is held as before
+    (plain,) = harken.Listeners([adopted]).sockets()
+    with harken.adopt(plain) as back:
+        assert plain.fileno() == -1
+        back.listen()
+        assert back.backlog == 9
+        with socket.create_connection(back.address, timeout=30), back.accept()[0] as connection:
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 3
+
+
+@posix_only
+def test_the_path_is_removed_by_whoever_has_the_handle(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    [listener] = harken.listen(f"unix:{path}")
+    adopted = harken.adopt(listener)
+    listener.close()
+    assert path.exists()
+    (plain,) = harken.Listeners([adopted]).sockets()
+    adopted.close()
+    assert path.exists()
+    back = harken.adopt(plain)
+    plain.close()
+    assert path.exists()
+    back.close()
+    assert not path.exists()
+
+
+@linux_only
+def test_a_takeover_that_is_pending_can_be_adopted(tmp_path: Path) -> None:
+    with harken.listen(f"unix:{tmp_path / 'a'}") as (old,):
+        [new] = harken.bind(f"unix:{tmp_path / 'a'}", exclusive=False)
+        with harken.adopt(new) as adopted:
+            adopted.listen()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "a"))
+                adopted.accept()[0].close()
+            old.settimeout(0)
+            assert old.accept_many() == []
+
+
+# ---------------------------------------------------------------------------- all or none
+
+
+SEVERAL = """
+import os, sys
+import harken
+listeners = harken.listen("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0")
+handles, left = [one.fileno() for one in listeners], int(sys.argv[1])
+def hook(event, arguments):
+    global left
+    if event == "socket.__new__":
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+sys.addaudithook(hook)
+with listeners.acceptor() as acceptor:
+    try:
+        listeners.sockets()
+    except KeyboardInterrupt:
+        pass
+    left = 0
+    assert [one.fileno() for one in listeners] == handles, listeners
+    import socket
+    for one in listeners:  # also the acceptor has them still
+        with socket.create_connection(one.address, timeout=10):
+            for connection in acceptor:
+                connection.close()
+                break
+made = listeners.sockets()
+print([one.fileno() for one in made] == handles, [one.fileno() for one in listeners])
+for one in made:
+    one.close()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the numbers change there")
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_sockets_moves_all_or_none(nth: int) -> None:
+    assert child(SEVERAL, str(nth)) == ["True [-1, -1, -1]"]
+
+
+class Careless(socket.socket):
+    """A detach() in Python, which is interrupted."""
+
+    when = ""
+
+    def detach(self) -> int:
+        if self.when == "before":
+            raise KeyboardInterrupt
+        number = super().detach()
+        if self.when == "after":
+            raise KeyboardInterrupt
+        return number
+
+
+class Foreign:
+    """A socket object that is no socket.socket, as gevent's."""
+
+    def __init__(self, sock: socket.socket, when: str) -> None:
+        self.sock, self.when = sock, when
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    detach = Careless.detach
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@posix_only
+@pytest.mark.parametrize("when", ["before", "after", ""])
+def test_a_detach_in_python_that_is_interrupted(when: str) -> None:
+    sock = Careless()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    sock.set_inheritable(True)
+    sock.when = when
+    handle, name = sock.fileno(), sock.getsockname()
+    if when:
+        with pytest.raises(KeyboardInterrupt):
+            harken.adopt(sock)
+        assert (sock.fileno(), sock.getsockname(), sock.get_inheritable()) == (handle, name, True)
+        sock.when = ""
+    with harken.adopt(sock) as listener:
+        assert (listener.fileno(), sock.fileno()) == (handle, -1)
+        assert not listener.get_inheritable()
+
+
+def test_an_object_that_closes_itself_while_it_is_asked() -> None:
+    class Closing(socket.socket):
+        def detach(self) -> int:
+            self.close()
+            return super().detach()
+
+    sock = Closing()
+    sock.bind(("127.0.0.1", 0))
+    with pytest.raises(harken.ListenError, match="adopt"):
+        harken.adopt(sock)
+    assert sock.fileno() == -1
+
+
+# ---------------------------------------------------------------------------- who calls listen(2)
+
+
+def here(sock: Any) -> Any:
+    sock.listen()
+    return sock
+
+
+def in_c(sock: socket.socket) -> socket.socket:
+    socket.SocketType.listen(sock)  # as uvloop does: not by the method of a class derived from it
+    return sock
+
+
+def sent(sock: socket.socket) -> socket.socket:
+    """As by a queue of multiprocessing's."""
+    try:
+        return pickle.loads(pickle.dumps(sock))
+    finally:
+        resource_sharer.stop(30)
+        sock.close()
+
+
+LISTENS: dict[str, Any] = {
+    "listen()": here,
+    "dup(), listen()": lambda held: here(held.dup()),
+    "to_socket()": lambda held: here(held.to_socket()),
+    "dup().to_socket()": lambda held: here(held.dup().to_socket()),
+    "detach()": lambda held: here(socket.socket(fileno=held.detach())),
+    "dup().detach()": lambda held: here(socket.socket(fileno=held.dup().detach())),
+    "sockets()": lambda held: here(by_sockets(held)),
+    "sockets(), in C": lambda held: in_c(by_sockets(held)),
+    "adopt(), to_socket()": lambda held: here(harken.adopt(held).to_socket()),
+    "pickled": lambda held: here(sent(by_sockets(held))),
+}
+
+
+@posix_only
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("way", LISTENS)
+def test_a_restart_is_possible_whoever_called_listen(way: str) -> None:
+    held = harken.bind("127.0.0.1:0")
+    port = held.port
+    server = LISTENS[way](held[0])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        served, _ = server.accept()
+        served.close()  # the server closes first, so the server has the TIME_WAIT
+        assert client.recv(1) == b""
+    server.close()
+    held.close()
+    del server
+    gc.collect()
+    with harken.listen(f"127.0.0.1:{port}"):
+        pass
+
+
+@linux_only
+def test_the_negative_control_a_listen_behind_harkens_back_blocks_the_restart() -> None:
+    """By number: nothing of ours is asked, and the kernel has no other way to hold a port."""
+    with harken.bind("127.0.0.1:0") as held:
+        port = held.port
+        with socket.socket(fileno=os.dup(held[0].fileno())) as server:
+            server.listen()
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                served, _ = server.accept()
+                served.close()
+                assert client.recv(1) == b""
+    with pytest.raises(harken.AddressInUseError):
+        harken.listen(f"127.0.0.1:{port}")
+
+
+@linux_only
+def test_after_a_move_that_failed_it_is_held_as_before() -> None:
+    program = """
+import socket, sys, harken
+[held] = harken.bind("127.0.0.1:0")
+def hook(event, arguments):
+    if event == "socket.__new__":
+        raise KeyboardInterrupt
+sys.addaudithook(hook)
+try:
+    held.to_socket()
+except KeyboardInterrupt:
+    print(held.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR), held.state)
+held.close()
+"""
+    assert child(program) == ["0 bound"]
+
+
+# ---------------------------------------------------------------------------- the mode, which duplicates share
+
+
+def waits_for_ever(*_: object) -> None:
+    raise AssertionError("it waits")
+
+
+@posix_only
+def test_a_timeout_of_nothing_does_not_wait_although_a_duplicate_made_the_socket_block() -> None:
+    with contextlib.ExitStack() as stack:
+        (listener,) = stack.enter_context(harken.listen("127.0.0.1:0"))
+        stack.enter_context(socket.create_connection(listener.address, timeout=30))
+        with listener.accept()[0] as connection:
+            connection.settimeout(0)
+            os.set_blocking(connection.fileno(), True)  # as another process does that has it too
+            former = signal.signal(signal.SIGALRM, waits_for_ever)
+            signal.setitimer(signal.ITIMER_REAL, 20)
+            try:
+                for call in (
+                    lambda: connection.recv(1), lambda: connection.recv_into(bytearray(1)),
+                    lambda: [connection.send(bytes(100000)) for _ in range(1000)],
+                    lambda: connection.sendmsg([bytes(100000)]),
+                ):  # fmt: skip
+                    with pytest.raises(BlockingIOError):
+                        call()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, former)
+
+
+@posix_only
+def test_a_listener_that_is_watched_does_not_begin_to_block() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        [listener] = listeners
+        with listeners.acceptor() as acceptor:
+            for timeout in (None, 5, 0, None):
+                listener.settimeout(timeout)
+                assert not os.get_blocking(listener.fileno())
+            listener.setblocking(True)
+            assert not os.get_blocking(listener.fileno())
+            assert acceptor.accept_many() == []
+        with socket.create_connection(listener.address, timeout=30):
+            listener.accept()[0].close()

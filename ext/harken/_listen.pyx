@@ -20,10 +20,10 @@ from harken._socket cimport Socket, backlog_of
 from harken._bind import KNOWN, to_open
 from harken._collision import of_call
 from harken._errors import failure
-from harken._inherit import give_back as give_back_inherited, inherited
+from harken._inherit import inherit, returned
 from harken._listener import IncompleteListeners, Listener, Listeners
 from harken._loading import load
-from harken._socket import state_of
+from harken._socket import replace, state_of
 from harken._stats import warn_if_less
 
 cdef enum:
@@ -356,11 +356,14 @@ cdef list bind_special(
     cdef list of_bind
     scheme = bind[6]
     if scheme == "fd" or scheme == "systemd":
-        of_bind = inherited(bind, [sock.fileno() for sock in sockets])
-        special.append([bind, of_bind, plan])
+        of_bind = []
+        special.append([bind, of_bind, plan])  # first: whatever comes between, they are given back
+        inherit(bind, [sock.fileno() for sock in sockets], of_bind)
         if plan is not None:
             for n in range(len(of_bind)):  # one by one: after an error the others are given back
-                of_bind[n] = plan.adopted(of_bind[n])
+                tuned = plan.adopted(of_bind[n])
+                replace(of_bind[n], tuned)
+                of_bind[n] = tuned
         sockets += of_bind
         return left_out
     if scheme == "unix":
@@ -488,7 +491,7 @@ cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -
 cdef int give_back(list special) except -1:
     for bind, of_bind, _ in special:
         if bind[6] == "fd" or bind[6] == "systemd":
-            give_back_inherited(of_bind)
+            returned(of_bind)
     return 0
 
 

@@ -145,7 +145,7 @@ cdef extern from "platform/net.h" nogil:
     # Numbers that both worlds have, under the same names.
     const int AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX
     const int SOCK_STREAM
-    const int IPPROTO_TCP, IPPROTO_IPV6
+    const int IPPROTO_TCP, IPPROTO_IPV6, TCP_NODELAY
     const int AI_PASSIVE, AI_NUMERICHOST, AI_ADDRCONFIG
     const int EAI_AGAIN, EAI_BADFLAGS, EAI_FAIL, EAI_FAMILY, EAI_MEMORY, EAI_NONAME, EAI_SERVICE, EAI_SOCKTYPE
     const int SOL_SOCKET, SO_ERROR, IPV6_V6ONLY

@@ -133,7 +133,7 @@ cdef class Socket:
     @cython.critical_section
     cdef int enter(self, bint transfer, net_socket_t *handle) except -1:
         if self.handle == c.NET_INVALID:
-            return c.net_raise(c.NET_EBADF)
+            return self.closed()
         if self.forks != forks():
             self.forget_other_process()
         self.calls += 1
@@ -179,7 +179,7 @@ cdef class Socket:
             watcher.gone(watcher)
 
     cdef int closed(self) except -1:
-        return c.net_raise(c.NET_EBADF)
+        return say_closed(self)
 
     # ------------------------------------------------------------------ waiting
 
@@ -248,7 +248,7 @@ cdef class Socket:
         if self.forks != forks():
             self.forget_other_process()  # before it is asked whether there is a waker: it has the parent's
         if self.handle == c.NET_INVALID:
-            return c.net_raise(c.NET_EBADF)  # nobody would close it
+            return self.closed()  # nobody would close the waker
         if not self.has_waker:
             error = c.net_waker_open(&self.waker)
             if error:
@@ -813,18 +813,22 @@ cdef class Socket:
         self.handle = handle
         return 0
 
-    @cython.critical_section
     def dup(self):
-        """A second socket on the same connection: dup(2), on Windows WSADuplicateSocketW(). Not inheritable."""
-        cdef net_socket_t copy = c.NET_INVALID
+        """A second socket on the same connection: dup(2), on Windows WSADuplicateSocketW(). Not inheritable. What
+        stands beside the handle is copied, a timeout for one; a listener's twin is a listener, which removes no path.
+        """
         cdef int error
         cdef Socket twin
+        hook = None if type(self) is Socket else getattr(self, "_twin", None)
+        twin = <Socket>c.object_of(Socket) if hook is None else <Socket?>hook()
         self.must_be_open()
-        error = c.net_duplicate(self.handle, &copy)
+        with cython.critical_section(self):
+            error = c.NET_EBADF if self.handle == c.NET_INVALID else c.net_duplicate(self.handle, &twin.handle)
+            twin.family, twin.type, twin.proto, twin.blocks = self.family, self.type, self.proto, self.blocks
+            twin.held, twin.listens, twin.wished, twin.at_accept = self.held, self.listens, self.wished, self.at_accept
+            twin.seconds = self.seconds
         if error:
             c.net_raise(error)
-        twin = self.take(Socket, copy, self.blocks)
-        twin.seconds = self.seconds
         return twin
 
     def close(self):
@@ -840,24 +844,34 @@ cdef class Socket:
     cdef int shut(self) noexcept:
         return shut_socket(self)
 
-    @cython.critical_section
     def detach(self):
         """Gives the handle away, open, in the mode that the timeout says; this object is closed. -1 when it was."""
         cdef net_socket_t handle
-        if self.handle == c.NET_INVALID:
-            return -1
-        self.tell_watchers()
-        if c.NET_WAITS_BY_POLL and self.seconds < 0:
-            c.net_blocking(self.handle, True)
-        else:
-            self.set_blocks(self.seconds < 0)
-        handle = self.part_with(False)
+        cdef int error = 0
+        if self.handle != c.NET_INVALID:
+            will_move(self, "detach()")
+        with cython.critical_section(self):
+            if self.handle == c.NET_INVALID:
+                return -1
+            if self.held:  # whoever has it now may call listen(2): see move.pxi
+                error = c.net_hold(self.handle, self.family, False)
+            if error:
+                c.net_raise(error)
+            self.held = False
+            self.tell_watchers()
+            if c.NET_WAITS_BY_POLL and self.seconds < 0:
+                c.net_blocking(self.handle, True)
+            else:
+                self.set_blocks(self.seconds < 0)
+            handle = self.part_with(False)
+            self.fate = BY_DETACH
         return handle
 
     def to_socket(self):
         """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. When it fails,
         nothing has moved."""
         self.must_be_open()
+        will_move(self, "to_socket()")
         made = empty(load("socket").socket)
         move_each((self,), [made], [self.gettimeout()], BY_TO_SOCKET, True)
         return made
@@ -870,7 +884,8 @@ cdef class Socket:
 
     def __repr__(self):
         if self.handle == c.NET_INVALID:
-            return "<harken.Socket, closed>"
+            by = GIVEN[self.fate]
+            return f"<harken.Socket, given away by {by}>" if by else "<harken.Socket, closed>"
         text = f"<harken.Socket fd={self.handle}, family={self.family}, type={self.type}, proto={self.proto}"
         for label, of_peer in (("laddr", False), ("raddr", True)):
             try:

@@ -66,3 +66,25 @@ cdef dict options():
 
 
 OPTIONS = options()
+
+
+def passed():
+    """What systemd may have passed on: LISTEN_PID and LISTEN_FDS as they are at the import, and which of the
+    descriptors from 3 on are open now and meant for children. One that comes later was opened by this process. None
+    without these variables."""
+    from os import environ, get_inheritable
+    cdef int fd
+    pid, count = environ.get("LISTEN_PID"), environ.get("LISTEN_FDS")
+    if pid is None or count is None or not (count.isascii() and count.isdigit()) or len(count) > 5:
+        return None
+    cdef set found = set()
+    for fd in range(3, 3 + <int>int(count)):
+        try:
+            if get_inheritable(fd):
+                found.add(fd)
+        except OSError:
+            pass
+    return pid, count, found
+
+
+PASSED = passed()

@@ -21,6 +21,32 @@ cdef struct move_t:
     bint arrived  # the new owner has it
 
 
+GIVEN = ("", "", "", "detach()", "to_socket()", "sockets()", "adopt()")
+
+
+def given_by(Socket sock not None):
+    """What gave the handle away, ``detach()`` for one; empty when it is here, or was closed."""
+    return GIVEN[sock.fate]
+
+
+cdef int say_closed(Socket self) except -1:
+    """EBADF, and where the handle went."""
+    cdef str why = f"the socket was given away by {GIVEN[self.fate]}" if GIVEN[self.fate] else "the socket is closed"
+    try:
+        return c.net_raise(c.NET_EBADF)
+    except OSError as error:
+        number, text, winerror = error.errno, f"{error.strerror}: {why}", getattr(error, "winerror", None)
+    raise OSError(number, text) if winerror is None else OSError(number, text, None, winerror)
+
+
+cdef int will_move(Socket self, str by) except -1:
+    """What a listener has to say and to remember before its handle goes: it may refuse."""
+    hook = None if type(self) is Socket else getattr(self, "_about_to_move", None)
+    if hook is not None:
+        hook(by)
+    return 0
+
+
 cdef int take_out(Socket self, move_t *move) except -1:
     """Begins a move. What `harken.bind` did to keep others from the address is undone: whoever gets the handle may call
     listen(2) himself, and the connections of that listener must not be in the way of a restart."""
@@ -123,7 +149,7 @@ cdef int move_each(tuple sockets, list made, list timeouts, int by, bint exact) 
     cdef Py_ssize_t n, count = len(made)
     cdef move_t *moves
     cdef Socket sock
-    from _socket import socket as plain  # the interpreter's
+    plain = load("_socket").socket  # the interpreter's
     moves = <move_t *>PyMem_Calloc(count + 1, sizeof(move_t))
     if moves == NULL:
         raise MemoryError
@@ -161,7 +187,7 @@ cdef int move_each(tuple sockets, list made, list timeouts, int by, bint exact) 
 def empty(type kind not None):
     """An instance of ``socket.socket``, or of a class derived from it, without a handle: what is to stand beside the
     handle can be set before `move` brings it. ``__init__`` is not called; closing it does nothing."""
-    from _socket import socket as plain
+    plain = load("_socket").socket
     made = kind.__new__(kind)
     if isinstance(made, plain):
         made._io_refs, made._closed = 0, False
@@ -171,5 +197,238 @@ def empty(type kind not None):
 def move(Socket sock not None, made, timeout):
     """Moves the handle of ``sock`` into ``made``, which `empty` has made, with this timeout; returns ``made``. When it
     fails, nothing has moved."""
+    will_move(sock, "to_socket()")
     move_each((sock,), [made], [timeout], BY_TO_SOCKET, False)
     return made
+
+
+def received(sent, int family, int kind, int proto, wished, at_accept):
+    """In the worker: what a ListeningSocket sent to it."""
+    room_for = load("harken._handover").room_for
+    cdef Socket holder = <Socket>c.object_of(Socket)
+    holder.wished, holder.at_accept = wished, at_accept
+    made = room_for(holder)
+    handle = sent.detach()
+    if not isinstance(handle, int):
+        handle = handle.detach()  # on Windows it is a socket
+    holder.handle = handle
+    holder.family, holder.type, holder.proto = family, kind, proto
+    try:
+        move_each((holder,), [made], [None], BY_TO_SOCKET, False)
+    except BaseException:
+        holder.end()  # nobody else has it
+        raise
+    return made
+
+
+cdef object sockets_of(tuple listeners, void *nothing):
+    room_for = load("harken._handover").room_for
+    cdef list made = [], timeouts = []
+    for listener in listeners:
+        (<Socket?>listener).must_be_open()
+        will_move(listener, "sockets()")
+        made.append(room_for(listener))
+        timeouts.append((<Socket>listener).gettimeout())
+    move_each(listeners, made, timeouts, BY_SOCKETS, False)
+    return made
+
+
+cdef c.PyMethodDef SOCKETS = c.PyMethodDef(
+    "sockets",
+    <void *>sockets_of,
+    c.METH_NOARGS,
+    b"""sockets($self, /)
+--
+
+The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves, of all or of none.
+
+A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a spawned
+worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)""",
+)
+sockets = c.PyDescr_NewMethod(tuple, &SOCKETS)
+
+
+# ---------------------------------------------------------------------------- into a Socket
+
+
+cdef void hand_to(Socket self, Socket made) noexcept:
+    """From one of ours to another, which has none: with it goes what stands beside it."""
+    cdef net_socket_t handle
+    with cython.critical_section(self, made):
+        made.family, made.type, made.proto, made.blocks = self.family, self.type, self.proto, self.blocks
+        made.held, made.listens, made.wished, made.at_accept = self.held, self.listens, self.wished, self.at_accept
+        handle = self.part_with(False)
+        if handle != c.NET_INVALID:
+            self.fate = BY_ADOPT
+        made.handle = handle
+
+
+cdef int look_at(Socket made, net_socket_t handle, int *inheritable) except -1:
+    """What `adopt` sets on a handle, and has to know of it. It belongs to whoever has it still."""
+    cdef int family, type, proto, blocks = 1, one = 1
+    cdef int error = c.net_describe(handle, &family, &type, &proto)
+    if error == 0:
+        error = c.net_mode(handle, &blocks)
+    if error == 0:
+        error = c.net_is_inheritable(handle, inheritable)
+    if error == 0 and inheritable[0]:
+        error = c.net_inheritable(handle, False)
+    if error:
+        return c.net_raise(error)
+    if family == c.AF_INET or family == c.AF_INET6:
+        c.setsockopt(handle, c.IPPROTO_TCP, c.TCP_NODELAY, <const char *>&one, sizeof(one))  # or of another protocol
+    # It waits for ever now, as the standard library's does, but its mode stays: other processes may share it.
+    made.family, made.type, made.proto, made.blocks = family, type, proto, blocks
+    return 0
+
+
+cdef int take_from(object given, Socket made, net_socket_t handle) except -1:
+    """From an object of others' that can detach()."""
+    cdef int inheritable = 0
+    plain, whole = load("_socket").socket, load("socket").socket
+    look_at(made, handle, &inheritable)
+    try:
+        if not isinstance(given, plain) or type(given).detach not in (whole.detach, plain.detach):
+            detach_foreign(given, made, handle, plain)
+            return 0
+        if plain.fileno(given) != handle:
+            c.net_raise(c.NET_EBADF)  # closed by another thread, since we looked
+        if isinstance(given, whole):
+            object.__setattr__(given, "_closed", True)
+        made.handle = plain.detach(given)
+    except BaseException:
+        if inheritable and made.handle == c.NET_INVALID:
+            c.net_inheritable(handle, True)
+        raise
+    return 0
+
+
+cdef int detach_foreign(object given, Socket made, net_socket_t handle, type plain) except -1:
+    """By a detach() in Python, which may be interrupted before or after it lets the handle go."""
+    cdef net_socket_t number
+    cdef int family, type, proto
+    from os import fstat
+    try:
+        before = fstat(handle)
+    except OSError:
+        before = None  # on Windows
+    try:
+        number = given.detach()
+        if number < 0:
+            c.net_raise(c.NET_EBADF)
+        made.handle = number
+    except BaseException:
+        try:
+            if given.fileno() != handle and before is not None:
+                after = fstat(handle)
+                if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):  # it is open, and nobody's
+                    if isinstance(given, plain):
+                        plain.__init__(given, made.family, made.type, made.proto, handle)
+                        object.__setattr__(given, "_closed", False)
+                    else:
+                        c.net_close(handle)
+        except Exception:
+            pass  # what went wrong first is told
+        raise
+    return 0
+
+
+def adopt(fd_or_socket):
+    """Takes over a socket that listens, or one that is bound and can listen later.
+
+    A number is a file descriptor, on Windows a SOCKET. An object gives it away by its ``detach()``, as a
+    ``socket.socket`` and a `harken.Socket` do; what one of ours has beside it goes with it: the backlog for listen(),
+    what its connections are given, the path that close() removes. The socket is not inherited by child processes from
+    now on, and TCP sockets get TCP_NODELAY, which their connections inherit.
+
+    Raises ListenError for what cannot listen: no socket, a datagram socket, a connection, a socket without an address.
+    """
+    from harken._inherit import _taken, failed, fitting
+    cdef Socket made
+    handle, listener = fitting(fd_or_socket)
+    made = <Socket?>listener
+    try:
+        own(fd_or_socket, made, handle, _taken)
+    except OSError as error:
+        failed("adopt", f"fd://{handle}", error)
+    return made
+
+
+cdef int own(object given, Socket made, net_socket_t handle, set taken) except -1:
+    cdef int inheritable = 0
+    if made.handle != c.NET_INVALID:
+        raise RuntimeError("this Socket has its handle already")
+    if isinstance(given, Socket):
+        if (<Socket>given).handle == c.NET_INVALID:
+            (<Socket>given).closed()
+        will_move(<Socket>given, "adopt()")
+        look_at(made, (<Socket>given).handle, &inheritable)
+        hand_to(<Socket>given, made)
+        if made.handle == c.NET_INVALID:
+            (<Socket>given).closed()
+    elif isinstance(given, int):
+        look_at(made, handle, &inheritable)
+        taken.add(given)
+        made.handle = handle
+    else:
+        take_from(given, made, handle)
+    return 0
+
+
+def replace(Socket sock not None, Socket made not None):
+    """Moves the handle to another of ours, which has none."""
+    sock.must_be_open()
+    if made.handle != c.NET_INVALID:
+        raise RuntimeError("this Socket has its handle already")
+    hand_to(sock, made)
+    if made.handle == c.NET_INVALID:
+        sock.closed()
+
+
+def take_numbers(list numbers, list made, set taken, list into):
+    """What was passed to this process becomes ours, all or none: ``made`` are listeners without a handle, and are added
+    to ``into``; ``taken`` is what the process has already."""
+    from harken._inherit import failed
+    cdef Py_ssize_t n = 0, count = len(into)
+    number = -1
+    try:
+        into += made
+        for n in range(len(numbers)):
+            number = numbers[n]
+            if number in taken:
+                raise OSError(c.NET_EBADF, "somebody in this process has taken it meanwhile")
+            own(number, <Socket?>made[n], number, taken)
+    except BaseException as error:
+        del into[count:]
+        for listener in made:
+            give_up(<Socket?>listener, taken)
+        if isinstance(error, OSError):
+            failed("adopt", f"fd://{number}", error)
+        raise
+
+
+def give_back(list listeners, set taken):
+    """The listeners are closed, their sockets stay open and may be asked for again."""
+    for sock in listeners:
+        give_up(<Socket?>sock, taken)
+
+
+cdef int give_up(Socket self, set taken) except -1:
+    cdef net_socket_t handle = self.let_go(False)
+    if handle != c.NET_INVALID:
+        taken.discard(handle)
+    return 0
+
+
+def set_carried(Socket sock not None, int wished, bytes at_accept):
+    """What `carried` tells of another."""
+    sock.wished, sock.at_accept = wished, at_accept
+
+
+def alone(lock, call, *arguments):
+    """Calls a function while nobody else has the lock, which is free again whatever comes between."""
+    lock.acquire()
+    try:
+        return call(*arguments)
+    finally:
+        lock.release()

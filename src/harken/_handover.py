@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ._socket import Socket, carried, describe, listen_on
+from ._socket import Socket, carried, describe, empty, listen_on, received
 from ._stats import queue
 
 if TYPE_CHECKING:
@@ -73,11 +72,6 @@ class ListeningSocket(socket.socket):
             entry.remove()
         super().close()
 
-    def detach(self) -> int:
-        """Gives the handle away; a path stays."""
-        self._entry = None
-        return super().detach()
-
     def __reduce__(self) -> tuple[object, ...]:
         # multiprocessing sends handles like this; a registration with its pickler would cost its import.
         from multiprocessing import reduction, resource_sharer
@@ -86,35 +80,18 @@ class ListeningSocket(socket.socket):
             sent: object = dup(self.fileno())
         else:  # Windows
             sent = resource_sharer.DupSocket(self)  # type: ignore[attr-defined,unused-ignore]
-        return _received, (sent, self.family, self.type, self.proto, self._wished, self._at_accept)
+        return received, (sent, self.family, self.type, self.proto, self._wished, self._at_accept)
 
 
 ListeningSocket.__module__ = "harken"
 
 
-def hand_over(listener: Socket) -> ListeningSocket:
-    """Moves the handle; the listener is closed."""
-    timeout, carries = listener.gettimeout(), carried(listener)
-    entry: Entry | None = getattr(listener, "entry", None)
-    made = _adopt(listener.detach(), listener.family, listener.type, listener.proto, *carries)
-    made._entry = entry
-    made.settimeout(timeout)
-    return made
-
-
-def _adopt(handle: int, family: int, kind: int, proto: int, wished: int, at_accept: bytes | None) -> ListeningSocket:
-    try:
-        made = ListeningSocket(family, kind, proto, fileno=handle)
-    except BaseException:
-        socket.close(handle)
-        raise
-    if made.proto != proto and hasattr(made, "share"):
-        # On Windows CPython forgets the protocol of a handle, but not that of a shared socket; asyncio wants to read 6.
-        with made:
-            inheritable = made.get_inheritable()
-            made = ListeningSocket(fileno=made.share(os.getpid()))  # type: ignore[arg-type,unused-ignore]
-        made.set_inheritable(inheritable)
-    made._wished, made._at_accept = wished, at_accept
+def room_for(listener: Socket) -> ListeningSocket:
+    """What the listener's handle is to move into, and has beside it already what goes with the handle. Only the object
+    that has the handle removes the path."""
+    made = empty(ListeningSocket)
+    made._wished, made._at_accept = carried(listener)
+    made._entry = getattr(listener, "entry", None)
     return made
 
 
@@ -125,13 +102,3 @@ def _settings(data: bytes | None) -> Iterator[tuple[int, int, bytes]]:
         level, option, size = struct.unpack_from("=iii", data, at)
         yield level, option, data[at + 12 : at + 12 + size]
         at += 12 + (size + 3 & ~3)
-
-
-def _received(
-    sent: object, family: int, kind: int, proto: int, wished: int, at_accept: bytes | None
-) -> ListeningSocket:
-    """In the worker: what __reduce__ sent."""
-    handle = sent.detach()  # type: ignore[attr-defined]
-    if isinstance(handle, socket.socket):
-        handle = handle.detach()
-    return _adopt(handle, family, kind, proto, wished, at_accept)

@@ -7,13 +7,15 @@ it from then on; after an error nothing has changed hands, and the socket is as 
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import RLock
 from errno import EINVAL
+from sys import modules
 
-from ._errors import failure
+from ._errors import ListenError, failure
 from ._listener import Listener, Listeners
-from ._socket import describe, let_go
-from ._system import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY
+from ._loading import load
+from ._socket import adopt, alone, describe, give_back, set_carried, take_numbers
+from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,40 +25,46 @@ if TYPE_CHECKING:
     from ._bind import Bind
     from ._types import Detachable
 
+__all__ = ["adopt", "from_systemd"]
+
 FIRST = 3
 """The first descriptor that systemd passes on; the others follow it."""
 
 
-def adopt(fd_or_socket: int | Detachable) -> Listener:
-    """Takes over a socket that listens, or one that is bound and can listen later.
-
-    A number is a file descriptor, on Windows a SOCKET. An object gives it away by its ``detach()``, as a
-    ``socket.socket`` and a `harken.Socket` do. The socket is not inherited by child processes from now on, and TCP
-    sockets get TCP_NODELAY, which their connections inherit.
-
-    Raises ListenError for what cannot listen: no socket, a datagram socket, a connection, a socket without an address.
-    """
-    if isinstance(fd_or_socket, int) and not isinstance(fd_or_socket, bool):
-        fd = fd_or_socket
-        _must_fit(fd)
-    elif not isinstance(fd_or_socket, int) and hasattr(fd_or_socket, "detach") and hasattr(fd_or_socket, "fileno"):
-        _must_fit(fd_or_socket.fileno())
-        fd = fd_or_socket.detach()
-    else:
+def fitting(fd_or_socket: int | Detachable) -> tuple[int, Listener]:
+    """The number of what `adopt` is given, and the listener that is to have it. Raises for what cannot listen; nothing
+    changes."""
+    if isinstance(fd_or_socket, bool) or not (
+        isinstance(fd_or_socket, int) or (hasattr(fd_or_socket, "detach") and hasattr(fd_or_socket, "fileno"))
+    ):
         kind = type(fd_or_socket).__name__
         raise TypeError(f"adopt() takes a file descriptor or a socket object that can detach(), not {kind}")
-    listener = Listener(fileno=fd)
-    try:
-        listener.set_inheritable(False)
-    except BaseException:
-        let_go(listener)
-        raise
-    if listener.family in (AF_INET, AF_INET6):
-        try:
-            listener.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-        except OSError:
-            pass  # of another protocol
-    return listener
+    fd = fd_or_socket if isinstance(fd_or_socket, int) else fd_or_socket.fileno()
+    _must_fit(fd)
+    if isinstance(fd_or_socket, int) and _may_be_passed(fd):
+        _by_number.add(fd)
+    return fd, _successor(fd_or_socket)
+
+
+def _successor(given: int | Detachable) -> Listener:
+    """A listener without a handle, with what stands beside that of ``given``. The path of a unix socket stands in both
+    objects; the one that has the handle removes it."""
+    made: Listener
+    if isinstance(given, Listener):
+        made = given._twin()
+        if given.family == AF_UNIX and hasattr(given, "entry"):
+            made.entry = given.entry  # type: ignore[attr-defined]
+        return made
+    room = modules.get("harken._handover")
+    if room is None or not isinstance(given, room.ListeningSocket):
+        return Listener.__new__(Listener)
+    if given._entry is None:
+        made = Listener.__new__(Listener)
+    else:
+        made = load("harken._unix").UnixListener.without_handle(given._entry.path)
+        made.entry = given._entry  # type: ignore[attr-defined]
+    set_carried(made, given._wished, given._at_accept)
+    return made
 
 
 _WHY = {
@@ -69,99 +77,119 @@ def _must_fit(fd: int) -> None:
     try:
         family, kind, state = describe(fd)
     except OSError as error:
-        _fail("adopt", f"fd://{fd}", error)
+        failed("adopt", f"fd://{fd}", error)
     if state in _WHY:
-        _fail("adopt", f"fd://{fd}", _WHY[state])
+        failed("adopt", f"fd://{fd}", _WHY[state])
     # Some other types listen as well, SOCK_SEQPACKET for one: whoever made it listen knows.
     if kind != SOCK_STREAM and state != "listening":
-        _fail("adopt", f"fd://{fd}", f"its type is {kind}, of family {family}: a datagram socket cannot listen")
+        failed("adopt", f"fd://{fd}", f"its type is {kind}, of family {family}: a datagram socket cannot listen")
 
 
-def _fail(step: str, address: str, reason: OSError | str) -> NoReturn:
+def failed(step: str, address: str, reason: OSError | str) -> NoReturn:
+    if isinstance(reason, ListenError):
+        raise reason
     raise failure(step, address, reason if isinstance(reason, OSError) else OSError(EINVAL, reason)) from None
 
 
 # ---------------------------------------------------------------------------- systemd
 
 _passed: list[tuple[str, int]] = []  # what systemd passed to this process: names and descriptors
-_taken: set[int] = set()  # those that somebody has
-_choosing = allocate_lock()  # so that of two threads only one has it
+_taken: set[int] = set()  # those that somebody has, and others that were adopted by their number
+_by_number: set[int] = set()  # adopted so, and not close-on-exec before: if they are systemd's, they were passed
+_choosing = RLock()  # so that of two threads only one has it
 
 
 def from_systemd(*names: str) -> Listeners:
     """The sockets that systemd passed, as sd_listen_fds(3) tells: those with these names, in this order; or all.
 
-    Several sockets may have one name. What is not asked for stays open for a later call. All of them are marked
-    close-on-exec, and LISTEN_PID, LISTEN_PIDFDID, LISTEN_FDS and LISTEN_FDNAMES leave the environment, so that no child
-    takes them for its own.
+    Several sockets may have one name. What is not asked for stays open for a later call, and so do datagram sockets
+    (ListenDatagram=) beside others that can listen. All of them are marked close-on-exec, and LISTEN_PID,
+    LISTEN_PIDFDID, LISTEN_FDS and LISTEN_FDNAMES leave the environment, so that no child takes them for its own.
 
-    Raises ListenError when nothing was passed, or not to this process, or no socket has the name.
+    Raises ListenError when nothing was passed, or not to this process, or no socket has the name. A descriptor that is
+    close-on-exec already was not passed: it is one that this process has opened.
     """
-    return Listeners(_take(names))
+    found: list[Listener] = []
+    try:
+        alone(_choosing, _take, names, found)
+        return Listeners(found)
+    except BaseException:
+        give_back(found, _taken)
+        raise
 
 
-def inherited(bind: Bind, open_already: list[int]) -> list[Listener]:
-    """What an ``fd://`` or a ``systemd:`` bind stands for. The same call to `harken.listen` has the others already."""
+def inherit(bind: Bind, open_already: list[int], into: list[Listener]) -> None:
+    """What an ``fd://`` or a ``systemd:`` bind stands for is added to ``into``, all or nothing. The same call to
+    `harken.listen` has the others already. ``systemd:`` alone stands for all that were passed."""
     if bind.fd is None:
-        return _take((str(bind.name),))
+        alone(_choosing, _take, _names(bind), into)
+        return
     _must_be_new(bind.fd, open_already)
-    found = [adopt(bind.fd)]
-    _taken.add(bind.fd)
-    return found
+    fd, listener = fitting(bind.fd)
+    _taken.discard(fd)
+    take_numbers([fd], [listener], _taken, into)
 
 
-def give_back(listeners: Iterable[Listener]) -> None:
+def returned(listeners: list[Listener]) -> None:
     """The listeners are closed, their sockets stay open and may be asked for again."""
-    for listener in listeners:
-        _taken.discard(let_go(listener))
+    give_back(listeners, _taken)
 
 
 def meant(bind: Bind, taken: Iterable[int]) -> list[int]:
     """The descriptors that a bind stands for, each of which could be adopted; ``taken`` are others'. Nothing changes
-    hands, and the environment stays as it is. Raises what `inherited` would raise."""
+    hands, and the environment stays as it is. Raises what `inherit` would raise."""
     if bind.fd is None:
-        chosen = [fd for _, fd in _chosen((str(bind.name),), _announced() or _passed, {*_taken, *taken})]
-    else:
-        _must_be_new(bind.fd, taken)
-        chosen = [bind.fd]
+        return _chosen(_names(bind), _announced() or _passed, {*_taken, *taken})
+    _must_be_new(bind.fd, taken)
+    _must_fit(bind.fd)
+    return [bind.fd]
+
+
+def _names(bind: Bind) -> tuple[str, ...]:
+    return (bind.name,) if bind.name else ()
+
+
+def _must_be_new(fd: int, taken: Iterable[int]) -> None:
+    if fd in taken:
+        failed("adopt", f"fd://{fd}", "this descriptor is asked for twice, or was not open")
+
+
+def _take(names: tuple[str, ...], into: list[Listener]) -> None:
+    _receive()
+    chosen = _chosen(names, _passed, _taken)
+    take_numbers(chosen, [Listener.__new__(Listener) for _ in chosen], _taken, into)
+
+
+def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[int]) -> list[int]:
+    """Descriptors, each of which can be listened on."""
+    left = [(name, fd) for name, fd in passed if fd not in taken]
+    if not left:
+        failed("from_systemd", "", "all sockets that systemd passed are taken already")
+    chosen = [] if names else [fd for _, fd in _without_datagrams(left)]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"a name is a str, not {type(name).__name__}")
+        of_name = [entry for entry in left if entry[0] == name and entry[1] not in chosen]
+        if not of_name:
+            there = ", ".join(repr(name) for name in dict.fromkeys(name for name, _ in left))
+            failed("from_systemd", f"systemd:{name}", f"no socket has this name; there is {there}")
+        chosen += [fd for _, fd in _without_datagrams(of_name)]
     for fd in chosen:
         _must_fit(fd)
     return chosen
 
 
-def _must_be_new(fd: int, taken: Iterable[int]) -> None:
-    if fd in taken:
-        _fail("adopt", f"fd://{fd}", "this descriptor is asked for twice, or was not open")
+def _without_datagrams(entries: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """A unit may have ListenStream= and ListenDatagram= under one name: those that listen are meant."""
+    streams = [entry for entry in entries if not _is_datagram(entry[1])]
+    return streams or entries
 
 
-def _take(names: tuple[str, ...]) -> list[Listener]:
-    found: list[Listener] = []
-    with _choosing:
-        _receive()
-        try:
-            for _, fd in _chosen(names, _passed, _taken):
-                found.append(adopt(fd))
-                _taken.add(fd)
-        except BaseException:
-            give_back(found)
-            raise
-    return found
-
-
-def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[int]) -> list[tuple[str, int]]:
-    left = [(name, fd) for name, fd in passed if fd not in taken]
-    if not left:
-        _fail("from_systemd", "", "all sockets that systemd passed are taken already")
-    chosen = [] if names else left
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"a name is a str, not {type(name).__name__}")
-        of_name = [entry for entry in left if entry[0] == name and entry not in chosen]
-        if not of_name:
-            there = ", ".join(repr(name) for name in dict.fromkeys(name for name, _ in left))
-            _fail("from_systemd", f"systemd:{name}", f"no socket has this name; there is {there}")
-        chosen += of_name
-    return chosen
+def _is_datagram(fd: int) -> bool:
+    try:
+        return describe(fd)[1] == SOCK_DGRAM
+    except OSError:
+        return False  # it is no socket, as will be told
 
 
 def _receive() -> None:
@@ -169,10 +197,11 @@ def _receive() -> None:
     announced = _announced()
     if not announced:
         return
+    # First noted: from the next line on it is close-on-exec, and does not look as if it had been passed.
+    _passed[:] = announced
     for _, fd in announced:
         os.set_inheritable(fd, False)
-    _passed[:] = announced
-    for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+    for variable in ("LISTEN_PIDFDID", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_FDS"):
         os.environ.pop(variable, None)
 
 
@@ -182,42 +211,61 @@ def _announced() -> list[tuple[str, int]]:
     count = environment.get("LISTEN_FDS")
     if count is None:
         if not _passed:
-            _fail("from_systemd", "", "systemd has passed no sockets: LISTEN_FDS is not in the environment")
+            failed("from_systemd", "", "systemd has passed no sockets: LISTEN_FDS is not in the environment")
         return []
     pid, pidfd_id = environment.get("LISTEN_PID"), environment.get("LISTEN_PIDFDID")
     if pid is None:
-        _fail("from_systemd", "", "LISTEN_FDS is in the environment, but not LISTEN_PID: it may be another process's")
+        failed("from_systemd", "", "LISTEN_FDS is in the environment, but not LISTEN_PID: it may be another process's")
     if _number("LISTEN_PID", pid) != os.getpid():
-        _fail(
+        failed(
             "from_systemd",
             f"LISTEN_PID={pid}",
             f"the sockets were passed to process {pid}, and this is {os.getpid()}. A wrapper (uv run, poetry run, "
             "sh -c) that starts Python as its child changed the pid: let systemd start Python itself, or use exec",
         )
     if pidfd_id is not None and _number("LISTEN_PIDFDID", pidfd_id) != (own := _pidfd_id()) and own is not None:
-        _fail(
+        failed(
             "from_systemd",
             f"LISTEN_PIDFDID={pidfd_id}",
             f"the sockets were passed to another process {pid}, which is gone: this one's pidfd is {own}",
         )
     number = _number("LISTEN_FDS", count)
     if number == 0:
-        _fail("from_systemd", "LISTEN_FDS=0", "systemd has passed no sockets")
+        failed("from_systemd", "LISTEN_FDS=0", "systemd has passed no sockets")
     listed = environment.get("LISTEN_FDNAMES")
     names = listed.split(":") if listed else []
     if names and len(names) != number:
-        _fail("from_systemd", f"LISTEN_FDNAMES={listed}", f"{len(names)} names for {number} sockets")
+        failed("from_systemd", f"LISTEN_FDNAMES={listed}", f"{len(names)} names for {number} sockets")
+    known = {*_by_number, *(fd for _, fd in _passed)}  # these we have made close-on-exec
     for fd in range(FIRST, FIRST + number):
         try:
-            os.get_inheritable(fd)
+            inherited = os.get_inheritable(fd)
         except OSError:
-            _fail("from_systemd", f"LISTEN_FDS={count}", f"{number} sockets from 3 on, but {fd} is not open")
+            failed("from_systemd", f"LISTEN_FDS={count}", f"{number} sockets from 3 on, but {fd} is not open")
+        if fd not in known and (not inherited or _is_newer(fd)):
+            why = f"{number} sockets from 3 on, but {fd} was opened by this process and not passed to it"
+            failed("from_systemd", f"LISTEN_FDS={count}", why if inherited else f"{why}: it is close-on-exec")
     return [(names[n] if names else "unknown", FIRST + n) for n in range(number)]
+
+
+def _may_be_passed(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+def _is_newer(fd: int) -> bool:
+    """Was it not there when harken was imported with this very environment?"""
+    environment = os.environ
+    return PASSED is not None and (
+        PASSED[:2] == (environment.get("LISTEN_PID"), environment.get("LISTEN_FDS")) and fd not in PASSED[2]
+    )
 
 
 def _number(variable: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 20):
-        _fail("from_systemd", f"{variable}={value}", "it is no number")
+        failed("from_systemd", f"{variable}={value}", "it is no number")
     return int(value)
 
 

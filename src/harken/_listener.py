@@ -7,13 +7,12 @@ from os import fsdecode
 from ._bind import ANY_CID, scoped, unix_url
 from ._errors import failure
 from ._loading import load
-from ._socket import Socket, carried, close_each, state_of
+from ._socket import Socket, carried, close_each, given_by, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
-    import socket as stdlib
     from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
@@ -25,12 +24,18 @@ if TYPE_CHECKING:
 class Listener(Socket):
     """One listening socket: a `Socket` that knows what it is. It blocks at first, as the standard library's do."""
 
-    __slots__ = ()
+    __slots__ = ("_was",)
+
+    _was: tuple[Address, str, int | None]
+    """Address, URL and backlog when the handle was given away."""
 
     @property
     def address(self) -> Address:
         """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6, ``(cid, port)`` for
-        vsock; for a unix socket its path as a str, an abstract name with the NUL in front."""
+        vsock; for a unix socket its path as a str, an abstract name with the NUL in front. Where its handle was given
+        away, by `to_socket()` for one, this is remembered, as are ``port``, ``url`` and ``backlog``."""
+        if given_by(self):
+            return self._was[0]
         address: Address | bytes = self.getsockname()
         return fsdecode(address) if isinstance(address, bytes) else address
 
@@ -45,6 +50,8 @@ class Listener(Socket):
     @property
     def url(self) -> str:
         """The address as a bind that `harken.listen` reads: ``tcp://[::1]:8080``, ``unix:/run/app.sock``."""
+        if given_by(self):
+            return self._was[1]
         address = self.address
         if isinstance(address, str) or self.family in (AF_INET, AF_INET6):
             return url_of(address, "mptcp" if self.proto == IPPROTO_MPTCP else "tcp")
@@ -55,6 +62,9 @@ class Listener(Socket):
     @property
     def backlog(self) -> int | None:
         """How many connections may wait, as the system granted it; None where it does not tell (macOS, Windows)."""
+        if given_by(self):
+            return self._was[2]
+        self._must_be_open()
         return queue(self.fileno())[1]
 
     @property
@@ -91,15 +101,28 @@ class Listener(Socket):
             raise failure("listen", self.address, reason) from None
         return carried(self)[0] if backlog is None else backlog
 
-    def _must_be_movable(self) -> None:
-        """Raises where the handle cannot be given to another owner: it is closed, or has still to be listened on."""
-        self.getsockname()
+    def _must_be_open(self) -> None:
+        if self.fileno() < 0:
+            self.getsockname()  # says why it is not
+
+    def _about_to_move(self, _by: str) -> None:
+        """Called before the handle goes. Raises where it must not."""
+        self._must_be_open()
+        self._was = (self.address, self.url, self.backlog)
+
+    def _twin(self) -> Listener:
+        """One that has no handle yet, and to which this one's, or a duplicate, may come."""
+        return Listener.__new__(Listener)
 
     def stats(self) -> ListenerStats:
         """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
+        self._must_be_open()
         return stats(self)
 
     def __str__(self) -> str:
+        by = given_by(self)
+        if by:
+            return f"{self.url} (given away by {by})"
         return self.url if self.fileno() >= 0 else "closed"
 
     def __repr__(self) -> str:
@@ -133,17 +156,6 @@ class Listeners(tuple[Listener, ...]):
         """
         warn_if_less([(listener, listener._begin(backlog)) for listener in self], level=3)
 
-    def sockets(self) -> list[stdlib.socket]:
-        """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves.
-
-        A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a
-        spawned worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)
-        """
-        hand_over = load("harken._handover").hand_over
-        for listener in self:
-            listener._must_be_movable()  # all or none
-        return [hand_over(listener) for listener in self]
-
     def acceptor(
         self,
         *,
@@ -157,6 +169,7 @@ class Listeners(tuple[Listener, ...]):
 
         return Acceptor(self, batch=batch, limit=limit, on_overload=on_overload, engine=engine)
 
+    sockets = sockets  # compiled: all move in one step, or none
     close = close_each  # compiled: a loop here would cost as much as making a listener
 
     def __enter__(self) -> Self:

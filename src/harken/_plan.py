@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from ._listener import Listener
 from ._options import Options
-from ._socket import Socket, let_go, set_at_accept, set_exclusive
+from ._socket import Socket, set_at_accept, set_exclusive
 from ._system import (
     AF_INET6,
     AF_UNIX,
@@ -159,12 +159,12 @@ class Plan:
             set_at_accept(sock, at_accept)
 
     def adopted(self, listener: Listener) -> TunedListener:
-        """For a socket that somebody else has bound."""
+        """For a socket that somebody else has bound: what it is to be replaced by, when its options are set."""
         address = listener.address
         self.tune(listener, address)
         if self.options.inheritable is not None:
             listener.set_inheritable(self.options.inheritable)
-        return TunedListener.of(self, let_go(listener))
+        return TunedListener.of(self)
 
     def _values(self, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
         for name in names:
@@ -204,12 +204,13 @@ class TunedListener(Listener):
     plan: Plan
 
     @classmethod
-    def of(cls, plan: Plan, fileno: int | None = None) -> Self:
+    def of(cls, plan: Plan) -> Self:
         self = cls.__new__(cls)
         self.plan = plan
-        if fileno is not None:
-            self.__init__(fileno=fileno)  # type: ignore[misc]
         return self
+
+    def _twin(self) -> TunedListener:
+        return TunedListener.of(self.plan)
 
     def _begin(self, backlog: int | None) -> int:
         asked = super()._begin(backlog)

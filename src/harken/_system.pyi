@@ -44,3 +44,4 @@ BUFFER_FACTOR: int
 FASTOPEN_EARLY: bool
 FASTOPEN_MOST: int
 OPTIONS: dict[str, tuple[tuple[int, int], tuple[int, int], bool]]
+PASSED: tuple[str, str, set[int]] | None

@@ -33,12 +33,11 @@ from contextlib import contextmanager, suppress
 
 from ._errors import ListenError, failure
 from ._listener import Listener
-from ._socket import Socket
+from ._socket import Socket, given_by
 from ._system import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket as stdlib
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ._plan import Plan
@@ -134,7 +133,8 @@ class UnixListener(Listener):
     @property
     def address(self) -> str:
         """The path as it was asked for, whatever the socket was bound to; an abstract name with the NUL in front."""
-        self.getsockname()  # raises for one that is closed
+        if not given_by(self):
+            self._must_be_open()
         return self._path
 
     def _begin(self, backlog: int | None) -> int:
@@ -162,25 +162,21 @@ class UnixListener(Listener):
             entry.remove()
         super().close()
 
-    def detach(self) -> int:
-        """Gives the handle away, open; the path stays. Raises ValueError where the path is not taken over yet."""
-        if self.fileno() >= 0:
-            self._must_be_movable()
-        self.entry = None
-        return super().detach()
+    def _about_to_move(self, by: str) -> None:
+        """A path stays when the handle is detached, or closed as a ``socket.socket``. Raises ValueError where the path
+        is not taken over yet, which only one of ours will do."""
+        super()._about_to_move(by)
+        if self.entry is not None and self.entry.final is not None and by != "adopt()":
+            raise ValueError(f"{self.url} is taken over in listen(): call that first")
 
-    def to_socket(self) -> stdlib.socket:
-        """Moves the handle into a new ``socket.socket``; the path stays when that is closed. Raises ValueError where
-        the path is not taken over yet."""
-        self._must_be_movable()
-        made = super().to_socket()
-        self.entry = None
+    @classmethod
+    def without_handle(cls, path: str, plan: Plan | None = None) -> UnixListener:
+        made = cls.__new__(cls)
+        made._path, made.entry, made.plan = path, None, plan
         return made
 
-    def _must_be_movable(self) -> None:
-        super()._must_be_movable()
-        if self.entry is not None and self.entry.final is not None:
-            raise ValueError(f"{self.url} is taken over in listen(): call that first")
+    def _twin(self) -> UnixListener:
+        return UnixListener.without_handle(self._path, self.plan)
 
 
 # ---------------------------------------------------------------------------- the entry in the directory
