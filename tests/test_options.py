@@ -818,7 +818,7 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[Exception], str]] = [
         ValueError,
         "character 9: mode is from 0o0 to 0o777, written in octal",
     ),
-    (["unix:/x?owner="], {}, ValueError, "character 9: owner is a name or a number, and not empty"),
+    (["unix:/x?owner="], {}, ValueError, "character 9: owner is a name of 1 to 255 characters or a number, and not ''"),
     ([":0?keepalive=0&keepalive_idle=5"], {}, ValueError, "character 16: keepalive is off, and keepalive_idle is set"),
     (["fd://3?reuse_port=1"], {}, ValueError, "character 8: reuse_port has no meaning for a socket that is there"),
     (["vsock://*:0?ttl=5"], {}, ValueError, "character 13: ttl has no meaning for a vsock"),

@@ -94,6 +94,8 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
             options[<object>PyTuple_GET_ITEM(<object>names, n)] = <object>binds[count + n]
         backlog = backlog_of(options.get("backlog"))
     if count == 0:
+        if options:
+            load("harken._options").refuse_unknown(tools.called(), options)
         raise TypeError(f"{tools.called()} needs at least one bind, as in '127.0.0.1:8080'")
     # All are read, and their options, before the first socket exists.
     plain = options is None or (len(options) == 1 and "backlog" in options)

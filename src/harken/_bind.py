@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from os import fsdecode, fsencode
 
-from ._loading import idna
-from ._resolve import normal_host, scope_name
-from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC
+from ._loading import idna, load
+from ._resolve import getaddrinfo, normal_host, scope_name
+from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AI_NUMERICHOST, SOCK_STREAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     _Fields = tuple[str | None, int | str | None, int, str, _Target, int | None, str, _Pairs, int | None]
 
 _FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
-_SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
+SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
+MOST = 32768
+"""Characters of a bind. The longest that makes sense is a path of 4096 bytes, each of them percent-encoded."""
+_MOST_OF_A_HOST = 512  # before it is encoded: then 253, but accents may stand apart from their letters
 ANY_CID = 0xFFFFFFFF  # linux/vm_sockets.h
 _CIDS = {"*": ANY_CID, "any": ANY_CID, "": ANY_CID, "local": 1, "host": 2}
 _NO_HOST = frozenset(" !\"#$%&'()*+,/:;<=>?@[\\]^`{|}~")
@@ -52,7 +55,13 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
     __slots__ = ()
 
     def __new__(cls, bind: str | int | Bind) -> Self:
-        return super().__new__(cls, bind if isinstance(bind, Bind) else _read(bind))
+        if isinstance(bind, Bind):
+            return super().__new__(cls, bind)
+        try:
+            fields = read(bind)
+        except ValueError as error:
+            raise _explained(bind, error) from None
+        return super().__new__(cls, fields)
 
     @classmethod
     def parse(cls, bind: str | int | Bind) -> Self:
@@ -251,7 +260,9 @@ def _host_of(host: str | None) -> str | None:
     if host is None:
         return None
     if not isinstance(host, str):
-        raise TypeError(f"a host is a str or None, not {type(host).__name__}: {host!r:.200}")
+        raise TypeError(f"a host is a str or None, not {type(host).__name__}: {_shown(host)}")
+    if len(host) > _MOST_OF_A_HOST:
+        raise ValueError(f"host {_short(host[:])!r}: {len(host)} characters, and a name has 253 at most")
     if "\0" in host:
         raise ValueError(f"host {host[:200]!r} has a NUL in it")
     return host[:] or None  # the text itself, also of a subclass with a __str__ of its own
@@ -260,12 +271,14 @@ def _host_of(host: str | None) -> str | None:
 def _port_of(port: int | str) -> int | str:
     if isinstance(port, str):
         if "\0" in port:
-            raise ValueError(f"port {port[:200]!r} has a NUL in it")
+            raise ValueError(f"port {_short(port[:])!r} has a NUL in it")
+        if len(port) > 255 and not _is_number(port):
+            raise ValueError(f"port {_short(port[:])!r}: {len(port)} characters are no name of a service")
         if port and not _is_number(port):
             return port[:]
         port = _number(port)
     elif not isinstance(port, int):
-        raise TypeError(f"a port is a number or a str, not {type(port).__name__}: {port!r:.200}")
+        raise TypeError(f"a port is a number or a str, not {type(port).__name__}: {_shown(port)}")
     if not 0 <= port <= 65535:
         raise ValueError(f"port {_shortly(port)} is not between 0 and 65535")
     return int(port)
@@ -273,8 +286,18 @@ def _port_of(port: int | str) -> int | str:
 
 def _takes_scope(host: str) -> bool:
     """Is this the address of an interface? Those of IPv6 that are link-local: fe80::/10, and fec0::/10, which was."""
-    address = normal_host(host.partition("%")[0]) or ""
-    return address[:3] in ("fe8", "fe9", "fea", "feb", "fec", "fed", "fee", "fef") and address[4:5] == ":"
+    first = (normal_host(host.partition("%")[0]) or "").partition(":")[0]
+    return len(first) == 4 and first[:3] in ("fe8", "fe9", "fea", "feb", "fec", "fed", "fee", "fef")
+
+
+def _shown(value: object) -> str:
+    """A stranger's object in an error: its repr(), which may be long, or fail."""
+    if isinstance(value, (bytes, bytearray)):
+        value = value[:200]
+    try:
+        return _short(repr(value), 200)
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 def _shortly(number: int) -> str:
@@ -295,19 +318,42 @@ def looked_up(bind: Bind, port: int, family: int, addresses: tuple[Address, ...]
 
 
 def _refuse(text: str, at: int, what: str) -> NoReturn:
-    shown = repr(text if len(text) <= 200 else f"{text[:200]}…")
     place = f"character {at + 1}" if at < len(text) else "at the end"
-    raise ValueError(f"bind {shown}, {place}: {what}")
+    raise ValueError(f"bind {_short(text, 200)!r}, {place}: {what}")
 
 
-def _read(bind: str | int) -> _Fields:
+def _explained(bind: str | int, error: ValueError) -> ValueError:
+    """The same error, in the words of `_mistakes` where these have better ones than the place in the text."""
+    if not isinstance(bind, str):
+        return error
+    try:
+        told = load("harken._mistakes").meant(bind[:])
+    except Exception:  # what explains an error must not become the error
+        return error
+    return ValueError(f"bind {_short(bind[:], 200)!r}: {told}") if told else error
+
+
+def _instead(bind: object) -> str:
+    try:
+        return str(load("harken._mistakes").instead(bind))
+    except Exception:
+        return ""
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def read(bind: str | int) -> _Fields:
     if isinstance(bind, int) and not isinstance(bind, bool):
         if not 0 <= bind <= 65535:
             text = _shortly(bind)
             _refuse(text, 0, f"port {text} is not between 0 and 65535")
         return None, int(bind), AF_UNSPEC, f":{int(bind)}", None, None, "tcp", (), None
     if not isinstance(bind, str):
-        raise TypeError(f"a bind is a str or a port number, not {type(bind).__name__}: {bind!r}")
+        raise TypeError(f"a bind is a str or a port number, not {type(bind).__name__}: {_shown(bind)}{_instead(bind)}")
+    if len(bind) > MOST:
+        raise ValueError(f"bind {_short(bind[:], 200)!r}: {len(bind)} characters are more than the {MOST} of any bind")
     text = bind[:]  # the text itself, also of a subclass with a __str__ of its own
     scheme, at = _scheme(text)
     end = text.find("?", at)
@@ -340,60 +386,128 @@ def _scheme(text: str) -> tuple[str, int]:
         return word, len(word) + 1
     word, separator, _ = text.partition("://")
     if separator:
-        if word not in _SCHEMES:
-            _refuse(text, 0, f"{word!r} is none of {', '.join(_SCHEMES)}")
+        if word not in SCHEMES:
+            _refuse(text, 0, f"{_short(word)!r} is none of {', '.join(SCHEMES)}")
         return word, len(word) + 3
     if text.startswith(("/", "./", "../", "@")):
-        _refuse(text, 0, f"a unix socket is written unix:{text}")
+        _refuse(text, 0, f"a unix socket is written unix:{_short(text)}")
     word, colon, rest = text.partition(":")
-    if colon and word in _SCHEMES:
-        _refuse(text, len(word), f"two slashes are missing, as in {word}://{rest}; a host of that name: tcp://{text}")
+    if colon and word in SCHEMES:
+        right = f"{word}://{_short(rest)}; a host of that name: tcp://{_short(text)}"
+        _refuse(text, len(word), f"two slashes are missing, as in {right}")
     return "tcp", 0
 
 
 def _host(text: str, at: int, end: int) -> tuple[str | None, int | None, int]:
     """The host, its scope if that is a number, and where the port begins."""
     if text.startswith("[", at):
-        close = text.find("]", at, end)
-        if close < 0 or not text.startswith(":", close + 1):
-            _refuse(text, close + 1 if close >= 0 else end, "an IPv6 address with a port is written [::1]:8080")
-        host = text[at + 1 : close]
-        address, percent, scope = host.partition("%")
-        if ":" not in address or normal_host(address) is None:
-            _refuse(text, at + 1, f"{address!r} is no IPv6 address, which is written [::1]:8080 with its port")
-        if not percent:
-            return host, None, close + 2
-        if not scope:
-            _refuse(text, close, "the scope is missing, as in [fe80::1%eth0]:8080")
-        scope_at = at + len(address) + 2
-        if not _takes_scope(address):
-            _refuse(
-                text, scope_at - 1,
-                "only a link-local address (fe80::/10) has a scope; the connections of one interface alone are"
-                f" had by an option: [{address}]:8080?interface={scope}",
-            )  # fmt: skip
-        name, number = _scope(text, scope_at, close)
-        return f"{address}%{name}", number, close + 2
+        return _in_brackets(text, at, end)
     colon = text.rfind(":", at, end)
     if colon < 0:
         rest = text[at:end]
         if _is_number(rest.replace("-", "", 1)):
             return None, None, at
-        _refuse(text, end, f"the port is missing, as in {rest or '127.0.0.1'}:8080")
+        _refuse(text, end, f"the port is missing, as in {_short(rest) or '127.0.0.1'}:8080")
     host = text[at:colon]
-    if ":" in host:
-        right = f"[{host}]:{text[colon + 1 : end]}" if normal_host(host) else "[::1]:8080"
-        _refuse(text, at, f"an IPv6 address stands in brackets, as in {right}")
     if host in ("", "*"):
         return None, None, colon + 1
+    if ":" in host:
+        right = "[::1]:8080"
+        if _is_ipv6(host):
+            right = f"[{host}]:{text[colon + 1 : end]}"
+        elif _is_ipv6(text[at:end]):
+            right = f"[{text[at:end]}]:8080"
+        _refuse(text, at, f"an IPv6 address stands in brackets, as in {right}")
+    if host in _NO_VALUE or (at == 0 and host in _NO_HOSTS):
+        _refuse(text, at, f"{host!r} stands where a host should be; a host of that name is written tcp://{text}")
+    if len(host) > _MOST_OF_A_HOST:
+        _refuse(text, at, "no host name is longer than 253 characters")
     _none_of(text, at, colon, "a host", _NO_HOST)
+    if _ends_in_a_number(host):
+        if normal_host(host) is None:
+            _refuse(text, at, _no_ipv4(host, text[colon + 1 : end]))
+        _can_be_reached(text, at, host)
+    else:
+        _can_be_resolved(text, at, host)
+    return host, None, colon + 1
+
+
+def _in_brackets(text: str, at: int, end: int) -> tuple[str, int | None, int]:
+    """The same for an IPv6 address."""
+    close = text.find("]", at, end)
+    if close < 0 or not text.startswith(":", close + 1):
+        right = f"{text[at : close + 1]}:8080" if normal_host(text[at + 1 : max(close, at + 1)]) else "[::1]:8080"
+        _refuse(text, close + 1 if close >= 0 else end, f"an IPv6 address with a port is written {right}")
+    host = text[at + 1 : close]
+    address, percent, scope = host.partition("%")
+    if not _is_ipv6(address):
+        _refuse(text, at + 1, f"{_short(address)!r} is no IPv6 address, which is written [::1]:8080 with its port")
+    _can_be_reached(text, at + 1, address)
+    if not percent:
+        return host, None, close + 2
+    if not scope:
+        _refuse(text, close, "the scope is missing, as in [fe80::1%eth0]:8080")
+    scope_at = at + len(address) + 2
+    if not _takes_scope(address):
+        right = f"[{address}]:{_short(text[close + 2 : end])}?interface={_short(scope)}"
+        _refuse(
+            text, scope_at - 1,
+            "only a link-local address (fe80::/10) has a scope; an option takes the connections of one interface"
+            f" alone, as in {right}",
+        )  # fmt: skip
+    name, number = _scope(text, scope_at, close)
+    return f"{address}%{name}", number, close + 2
+
+
+def _can_be_resolved(text: str, at: int, host: str) -> None:
     try:
         labels = (host.encode("ascii") if host.isascii() else idna(host)).split(b".")
     except UnicodeError:
-        _refuse(text, at, f"{host!r} is no host name")
+        _refuse(text, at, f"{_short(host)!r} is no host name")
     if max(map(len, labels)) > 63:
         _refuse(text, at, "no part of a host name is longer than 63 characters")
-    return host, None, colon + 1
+    if sum(map(len, labels)) + len(labels) > 255:  # with the dots, of which one may be the last
+        _refuse(text, at, "no host name is longer than 253 characters")
+
+
+_NO_VALUE = frozenset(("None", "null", "undefined"))  # a variable without a value, written out
+# In front of a colon they say how others write an address. A host of that name has to be meant.
+_NO_HOSTS = frozenset(
+    ("udp", "udp4", "udp6", "inet", "inet4", "inet6", "ssl", "tls", "http", "https", "UNIX", "TCP", "Unix", "Tcp")
+)
+
+
+def _is_ipv6(text: str) -> bool:
+    return ":" in text and normal_host(text.partition("%")[0]) is not None
+
+
+def _ends_in_a_number(host: str) -> bool:
+    """Resolvers take such a host for an IPv4 address, in forms of which some mislead: 010.0.0.1 is 8.0.0.1."""
+    last = host.rstrip(".").rpartition(".")[2]
+    return last.isdecimal() or (last[:2].lower() == "0x" and _HEX.issuperset(last[2:]))
+
+
+def _no_ipv4(host: str, port: str) -> str:
+    """What to say of an IPv4 address that is not written as four numbers."""
+    try:
+        with getaddrinfo(host, 0, AF_INET, SOCK_STREAM, 0, AI_NUMERICHOST) as found:
+            address = str(found[0].sockaddr[0])
+    except (OSError, ValueError):
+        bare = host.rstrip(".")
+        if normal_host(bare):
+            return f"an address does not end with a dot: write {bare}:{_short(port)}"
+        return f"{_short(host)!r} is no IPv4 address, which is four numbers from 0 to 255, as in 127.0.0.1"
+    every = f" or :{_short(port)}" if address == "0.0.0.0" else ""
+    return f"{_short(host)!r} is an old way to write {address}: write {address}:{_short(port)}{every}"
+
+
+def _can_be_reached(text: str, at: int, address: str) -> None:
+    normal = normal_host(address) or ""
+    first = normal.partition(":" if ":" in normal else ".")[0]
+    if (len(first) == 4 and first[:2] == "ff") if ":" in normal else 224 <= int(first) < 240:
+        _refuse(text, at, f"{normal} is a multicast address, to which nobody can connect by TCP")
+    if normal == "255.255.255.255":
+        _refuse(text, at, f"{normal} is the broadcast address, to which nobody can connect by TCP")
 
 
 def _scope(text: str, at: int, end: int) -> tuple[str, int | None]:
@@ -407,11 +521,11 @@ def _scope(text: str, at: int, end: int) -> tuple[str, int | None]:
     name = _decoded(text, at, end)
     if not _is_number(name):
         if "/" in name or "\0" in name or len(fsencode(name)) > 255:
-            _refuse(text, at, f"{name[:200]!r} is no name of an interface")
+            _refuse(text, at, f"{_short(name)!r} is no name of an interface")
         return name, None
     number = _number(name)
     if not 0 < number <= 0xFFFFFFFF:
-        _refuse(text, at, f"{name[:20]} is no number of an interface: they begin with 1")
+        _refuse(text, at, f"{_short(name, 20)} is no number of an interface: they begin with 1")
     return str(number), number
 
 
@@ -442,9 +556,18 @@ def _port(text: str, at: int, end: int, most: int) -> tuple[int | str, int | Non
             _refuse(text, at, f"a range of ports begins above 0 and goes up, as in 8000-8010; this is {port}")
         return numbers[0], numbers[1] if dash and numbers[0] < numbers[1] else None
     named = most == 65535  # services are of TCP
-    if not (named and port.isascii() and port[:1].isalpha() and not _NO_NAME.intersection(port) and port.isprintable()):
+    if port in _NO_VALUE:
+        _refuse(text, at, f"{port!r} stands where a port should be")
+    if not (
+        named
+        and len(port) <= 255
+        and port.isascii()
+        and port[:1].isalpha()
+        and not _NO_NAME.intersection(port)
+        and port.isprintable()
+    ):
         or_name = ", or the name of a service" if named else ""
-        _refuse(text, at, f"{port!r} is no port: a number from 0 to {most}, a range as in 8000-8010{or_name}")
+        _refuse(text, at, f"{_short(port)!r} is no port: a number from 0 to {most}, a range as in 8000-8010{or_name}")
     return port, None
 
 
@@ -454,8 +577,13 @@ _NO_NAME = frozenset(" #%:?@[]")
 def _path(text: str, at: int, end: int) -> str:
     if text.startswith("//", at):
         if not text.startswith("///", at):
-            _refuse(text, at, f"a path is written unix:/path or unix:{text[at + 2 : end]}")
+            _refuse(text, at, f"a path is written unix:/path or unix:{_short(text[at + 2 : end])}")
         at += 2
+    if text.startswith("~", at):
+        _refuse(text, at, "nobody replaces ~ here; a file of that name is written unix:./~")
+    dollar = text.find("$", at, end)
+    if dollar >= 0 and (text[dollar + 1 : dollar + 2] in ("{", "(") or _begins_a_part(text, at, dollar)):
+        _refuse(text, dollar, "a variable has not been replaced by its value; the character itself is written %24")
     if text.startswith("@", at):
         name = _decoded(text, at + 1, end)
         return f"\0{name}" if name else _refuse(text, end, "the abstract name is missing, as in unix:@name")
@@ -463,6 +591,10 @@ def _path(text: str, at: int, end: int) -> str:
     if "\0" in path:
         _refuse(text, at, "a path has no NUL in it; an abstract name is written unix:@name")
     return path or _refuse(text, end, "the path is missing, as in unix:/run/app.sock")
+
+
+def _begins_a_part(text: str, at: int, dollar: int) -> bool:
+    return (dollar == at or text[dollar - 1] == "/") and text[dollar + 1 : dollar + 2].isidentifier()
 
 
 def _name(text: str, at: int, end: int) -> str:
@@ -475,7 +607,7 @@ def _name(text: str, at: int, end: int) -> str:
 def _fd(text: str, at: int, end: int) -> int:
     number = _number(text[at:end]) if _is_number(text[at:end]) else -1
     if not 0 <= number <= 0x7FFFFFFF:
-        _refuse(text, at, f"{text[at:end]!r} is no file descriptor, as in fd://3")
+        _refuse(text, at, f"{_short(text[at:end])!r} is no file descriptor, as in fd://3")
     return number
 
 
@@ -483,7 +615,7 @@ def _cid(text: str, at: int, end: int) -> int:
     cid = text[at:end]
     number = _number(cid) if _is_number(cid) else _CIDS.get(cid, -1)
     if not 0 <= number <= 0xFFFFFFFF:
-        _refuse(text, at, f"{cid!r} is no context id: a number, host, local, or * for any")
+        _refuse(text, at, f"{_short(cid)!r} is no context id: a number, host, local, or * for any")
     return number
 
 
@@ -492,11 +624,11 @@ def _options(text: str, at: int) -> _Pairs:
     for part in text[at:].split("&"):
         key, equals, _ = part.partition("=")
         if not (key.isascii() and key.isidentifier()):
-            _refuse(text, at, f"{key!r} is no option, which is written name=value")
+            _refuse(text, at, f"{_short(key)!r} is no option, which is written name=value")
         if not equals:
-            _refuse(text, at + len(key), f"the value of {key} is missing, as in {key}=1")
+            _refuse(text, at + len(key), f"the value of {_short(key)} is missing, as in {_short(key)}=1")
         if key in found:
-            _refuse(text, at, f"{key} is given twice")
+            _refuse(text, at, f"{_short(key)} is given twice")
         found[key] = _decoded(text, at + len(key) + 1, at + len(part))
         at += len(part) + 1
     return tuple(found.items())
@@ -504,24 +636,27 @@ def _options(text: str, at: int) -> _Pairs:
 
 def _decoded(text: str, at: int, end: int) -> str:
     """Percent-encoding undone, byte by byte: a path is bytes, and need not be UTF-8."""
-    data = bytearray()
-    while at < end:
-        if text[at] == "%":
-            digits = text[at + 1 : min(at + 3, end)]
-            if len(digits) != 2 or not _HEX.issuperset(digits):
-                _refuse(text, at, "a percent sign is followed by two hexadecimal digits, and written %25 itself")
-            data.append(int(digits, 16))
-            at += 3
-            continue
-        try:
-            data += fsencode(text[at])
-        except UnicodeError:
-            _refuse(text, at, f"{text[at]!r} cannot be encoded")
-        at += 1
+    first, *others = text[at:end].split("%")
+    data = bytearray(_encoded(text, at, first))
+    at += len(first)
+    for part in others:
+        digits = part[:2]
+        if len(digits) != 2 or not _HEX.issuperset(digits):
+            _refuse(text, at, "a percent sign is followed by two hexadecimal digits, and written %25 itself")
+        data.append(int(digits, 16))
+        data += _encoded(text, at + 3, part[2:])
+        at += 1 + len(part)
     try:
         return fsdecode(bytes(data))
     except UnicodeError:
-        _refuse(text, at, f"{bytes(data)!r} cannot be decoded")
+        _refuse(text, at, f"{bytes(data[:80])!r} cannot be decoded")
+
+
+def _encoded(text: str, at: int, part: str) -> bytes:
+    try:
+        return fsencode(part)
+    except UnicodeEncodeError as error:
+        _refuse(text, at + error.start, f"{part[error.start]!r} cannot be encoded")
 
 
 # ---------------------------------------------------------------------------- printing
@@ -535,8 +670,8 @@ def unix_url(path: str) -> str:
     """A path, or an abstract name behind a NUL, as a bind."""
     if path.startswith("\0"):
         return f"unix:@{_quoted(path[1:])}"
-    if path.startswith("@"):
-        return f"unix:%40{_quoted(path[1:])}"
+    if path.startswith(("@", "~")):
+        return f"unix:%{ord(path[0]):02X}{_quoted(path[1:])}"
     return f"unix:{'//' if path.startswith('//') else ''}{_quoted(path)}"
 
 

@@ -170,13 +170,13 @@ def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
         _wrong(name, "a str", value)
     if not value or len(value) > 15 or not value.isascii() or not value.isprintable() or " " in value or "/" in value:
-        raise ValueError(f"{name} is a name of 1 to 15 characters, and not {value!r}")
+        raise ValueError(f"{name} is a name of 1 to 15 characters, and not {_short(value)!r}")
 
 
 def _somebody(name: str, value: object) -> None:
     if isinstance(value, str):
-        if not value:
-            raise ValueError(f"{name} is a name or a number, and not empty")
+        if not value or len(value) > 255:
+            raise ValueError(f"{name} is a name of 1 to 255 characters or a number, and not {_short(value)!r}")
         return
     if not isinstance(value, int) or isinstance(value, bool):
         _wrong(name, "a name or a number", value)
@@ -187,6 +187,10 @@ def _somebody(name: str, value: object) -> None:
 def _function(name: str, value: object) -> None:
     if not callable(value):
         _wrong(name, "a function of a socket and an address", value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _wrong(name: str, what: str, value: object) -> NoReturn:
@@ -240,7 +244,7 @@ def _read(name: str, text: str) -> object:
         if name == "reuse_port" and text == "join":
             return text
         if text.lower() not in _WORDS:
-            raise ValueError(f"{name} is 1 or 0{', or join' if name == 'reuse_port' else ''}, and not {text!r}")
+            raise ValueError(f"{name} is 1 or 0{', or join' if name == 'reuse_port' else ''}, and not {_short(text)!r}")
         return _WORDS[text.lower()]
     if name in ("interface", "congestion"):
         return text
@@ -249,10 +253,10 @@ def _read(name: str, text: str) -> object:
         try:
             return int(digits, 8 if name == "mode" else 10)
         except ValueError:
-            raise ValueError(f"{name} is written in octal, as in {name}=0660, and not {text!r}") from None
+            raise ValueError(f"{name} is written in octal, as in {name}=0660, and not {_short(text)!r}") from None
     if name in ("owner", "group"):
         return text
-    raise ValueError(f"{name} is a number, and not {text!r}")
+    raise ValueError(f"{name} is a number, and not {_short(text)!r}")
 
 
 # ---------------------------------------------------------------------------- which binds they are for
@@ -314,9 +318,7 @@ def for_binds(call: str, binds: Sequence[Bind], keywords: dict[str, object]) -> 
 
     A keyword must have one for some bind at least. What stands in a bind must have one for that bind.
     """
-    unknown = next((name for name in keywords if name not in _CHECKS), None)
-    if unknown is not None:
-        raise TypeError(f"{call} got an unexpected keyword argument {unknown!r}{_nearest(unknown)}")
+    refuse_unknown(call, keywords)
     given = Options(**keywords)  # type: ignore[arg-type]
     for name in given:
         reasons = [_no_meaning(bind, name) for bind in binds]
@@ -343,11 +345,21 @@ def for_binds(call: str, binds: Sequence[Bind], keywords: dict[str, object]) -> 
     return found
 
 
+def refuse_unknown(call: str, keywords: dict[str, object]) -> None:
+    """Raises TypeError for a keyword that is no option, saying what was meant as far as can be seen."""
+    unknown = next((name for name in keywords if name not in _CHECKS), None)
+    if unknown is None:
+        return
+    right = _as_bind(keywords)
+    told = f": write {call.removesuffix('()')}({right!r})" if right else _meant(unknown)
+    raise TypeError(f"{call} got an unexpected keyword argument {_short(unknown)!r}{told}")
+
+
 def _in_bind(bind: Bind) -> Options:
     found: dict[str, object] = {}
     for name, text in bind.options.items():
         if name not in _CHECKS or name == "configure":
-            bind.refuse(name, f"no option is called {name!r}{_nearest(name)}")
+            bind.refuse(name, f"no option is called {_short(name)!r}{_meant(name)}")
         reason = _no_meaning(bind, name)
         if reason:
             bind.refuse(name, reason)
@@ -362,6 +374,77 @@ def _in_bind(bind: Bind) -> Options:
         bind.refuse(next(reversed(found)), str(error))
 
 
-def _nearest(name: str) -> str:
-    near = get_close_matches(name, [known for known in _CHECKS if known != "configure"], 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f": they are {', '.join(_CHECKS)}"
+# ---------------------------------------------------------------------------- what was meant
+
+# What others call it: HAProxy, nginx, systemd, asyncio, people.
+_ALIASES = {
+    "user": "owner", "uid": "owner", "gid": "group", "perm": "mode", "permissions": "mode", "chmod": "mode",
+    "umask": "mode", "deferred": "defer_accept", "tfo": "fastopen", "v4v6": "ipv6_only", "dualstack": "ipv6_only",
+    "dualstackipv6": "ipv6_only", "cc": "congestion", "device": "interface", "dev": "interface",
+    "bindtodevice": "interface", "queue": "backlog", "somaxconn": "backlog", "dscp": "tos", "hops": "ttl",
+    "hoplimit": "ttl", "maxseg": "mss", "fwmark": "mark", "keepidle": "keepalive_idle",
+    "keepintvl": "keepalive_interval",
+    "keepcnt": "keepalive_count",
+}  # fmt: skip
+_ASYNCIO = ("max_open", "limit", "batch", "on_overload", "engine")
+_ELSEWHERE = {
+    **dict.fromkeys(("host", "hostname", "ip", "addr", "address", "port", "bind"), "host and port are the bind, as in"
+                    " '127.0.0.1:8080'"),
+    **dict.fromkeys(("uds", "path", "unix"), "a unix socket is a bind, as in 'unix:/run/app.sock'"),
+    **dict.fromkeys(("fd", "fileno"), "a descriptor is a bind, as in 'fd://3'"),
+    **dict.fromkeys(("sock", "socket"), "a socket that is there already is taken over by harken.adopt()"),
+    "family": "the family is in the bind, as in 'tcp4://:8080' or 'tcp6://:8080'",
+    **dict.fromkeys(("reuseaddress", "reuseaddr"), "SO_REUSEADDR is on where that is safe; exclusive=1 is without it"),
+    **dict.fromkeys(("ssl", "tls", "sslcontext", "certfile", "keyfile", "cert", "key"), "TLS is for the server, which"
+                    " gets the sockets"),
+    **dict.fromkeys(("loop", "startserving"), "that is for harken.asyncio"),
+    **dict.fromkeys((name.replace("_", "") for name in _ASYNCIO), "that is for acceptor(), and for harken.asyncio"),
+}  # fmt: skip
+_FAR = 40  # longer names are no slips of the keyboard, and comparing takes time with the square of the length
+
+
+def _meant(name: str) -> str:
+    """What an unknown option's name is likely to stand for; else which there are."""
+    flat = _flat(name)
+    if flat in _ELSEWHERE:
+        return f": {_ELSEWHERE[flat]}"
+    near = nearest(name)
+    if near in _ASYNCIO:
+        return f"; did you mean {near!r}, which is for acceptor() and harken.asyncio?"
+    return f"; did you mean {near!r}?" if near else f": they are {', '.join(_CHECKS)}"
+
+
+def nearest(name: str) -> str:
+    """The option, or the keyword of asyncio's servers, that a name is likely to stand for; empty where none is near."""
+    flat = _flat(name)
+    known = {_flat(one): one for one in (*_CHECKS, *_ASYNCIO) if one != "configure"}
+    for one in (flat, flat.removeprefix("so"), flat.removeprefix("tcp"), flat.removeprefix("ip")):
+        if one in _ALIASES or one in known:
+            return _ALIASES.get(one) or known[one]
+    if len(flat) > _FAR:
+        return ""
+    # A part of a name, or a name with more around it, as tcp_keepidle.
+    parts = [one for one in known if len(flat) > 3 and (flat in one or (len(one) > 3 and one in flat))]
+    near = [min(parts, key=lambda one: abs(len(one) - len(flat)))] if parts else get_close_matches(flat, known, 1, 0.7)
+    return known[near[0]] if near else ""
+
+
+def _flat(name: str) -> str:
+    return name[: 4 * _FAR].lower().replace("_", "").replace("-", "")
+
+
+def _as_bind(keywords: dict[str, object]) -> str:
+    """The bind that the keywords of other servers stand for; empty where they stand for none."""
+    from ._bind import Bind, unix_url
+
+    path = keywords.get("uds", keywords.get("path"))
+    if isinstance(path, str) and path:
+        return unix_url(path[:4096])
+    host, port = keywords.get("host"), keywords.get("port")
+    if port is None or isinstance(port, bool):
+        return ""
+    try:
+        bind = Bind.of(host, port).url.removeprefix("tcp://")  # type: ignore[arg-type]
+        return bind.removeprefix("*") if Bind(bind) else ""
+    except (TypeError, ValueError):
+        return ""
