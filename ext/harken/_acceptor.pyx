@@ -298,6 +298,8 @@ cdef class Acceptor:
 
     def __del__(self):
         cdef list left = self.ready
+        if self.gauge == NULL:
+            return  # there was no memory for it
         self.close()
         while left:
             left.pop().close()  # nobody can ask for them any more

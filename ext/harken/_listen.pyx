@@ -19,7 +19,7 @@ from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open
 from harken._collision import of_call
-from harken._errors import failure
+from harken._errors import ListenError, failure
 from harken._inherit import inherit, returned
 from harken._listener import IncompleteListeners, Listener, Listeners
 from harken._loading import load
@@ -111,7 +111,11 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
             if plain:
                 left_out = bind_one(tools, asked, None, False, sockets, left_out, 0)
             else:
-                left_out = bind_special(tools, asked, plans[n], sockets, left_out, special, backlog)
+                try:
+                    left_out = bind_special(tools, asked, plans[n], sockets, left_out, special, backlog)
+                except OSError as problem:
+                    must_be_ours(problem, asked[3], plans[n])
+                    raise
             ends.append(len(sockets))
         all_bound = True
         if special is not None:
@@ -122,7 +126,7 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
                 error = sock.hold(backlog) if tools.held else sock.listen_for(backlog)
                 sock.wished = backlog
                 if error:
-                    fail("setsockopt" if tools.held else "listen", sock.getsockname(), error)
+                    fail("setsockopt" if tools.held else "listen", address_of(sock, asked[3]), error)
         if not tools.held and (backlog >= 0 or special is not None):
             warn_if_less(asked_for(sockets, special, backlog))
         made = c.tuple_of(tools.listeners, sockets) if left_out is None else IncompleteListeners(sockets, left_out)
@@ -277,7 +281,7 @@ cdef list bind_one(
                 if error == 0:
                     sockets.append(sock)
                     if addresses.size > 1 and number == 0 and port_in(address.ai_addr) == 0:
-                        number = sock.getsockname()[1]  # the system chose, for all
+                        number = named(sock, text)[1]  # the system chose, for all
                         set_ports(&addresses, number)
                 elif may_be_absent(&addresses, address, error):
                     absent = (absent or []) + [left_out_of(address, error)]
@@ -420,37 +424,44 @@ cdef Socket bind_vsock(Tools tools, tuple bind, object plan):
 
 cdef int listen_special(Tools tools, list special, list sockets, int backlog) except -1:
     cdef Py_ssize_t n = 0
-    cdef Socket sock
-    cdef int error, length
     while n < len(sockets):
-        sock = sockets[n]
-        n += 1
         for entry in special:
-            if sock in entry[1]:
+            if sockets[n] in entry[1]:
                 break
-        bind, plan = entry[0], entry[2]
-        length = backlog if plan is None else plan.backlog
-        there = bind[6] == "fd" or bind[6] == "systemd"
-        sock.wished = length
-        if there and tools.held:
-            pass
-        elif there and state_of(sock) == "listening":
-            if length >= 0:
-                sock._begin(length)  # of a Listener: it lengthens the queue, or leaves it alone
-        else:
-            error = sock.hold(length) if tools.held else sock.listen_for(length)
-            if error and c.net_taken(error) and plan is not None and plan.may_join(sock):
-                error = sock.listen_for(length)
-            if error:
-                if tools.held or bind[5] is None or not c.net_taken(error):
-                    fail("setsockopt" if tools.held else "listen", (<object>sock).address, error, plan)
-                n = go_on(tools, entry, sockets, error)
-                continue
-        if plan is not None:
-            plan.made(sock)
-            if not tools.held:
-                plan.listening(sock)
+        try:
+            n = listen_one(tools, entry, sockets, n, backlog)
+        except OSError as reason:
+            must_be_ours(reason, entry[0][3], entry[2])
+            raise
     return 0
+
+
+cdef Py_ssize_t listen_one(Tools tools, list entry, list sockets, Py_ssize_t n, int backlog) except -1:
+    """The socket that stands at ``n`` in ``sockets`` and is one of ``entry``. Answers which is the next."""
+    cdef Socket sock = sockets[n]
+    cdef int error, length
+    bind, plan = entry[0], entry[2]
+    length = backlog if plan is None else plan.backlog
+    there = bind[6] == "fd" or bind[6] == "systemd"
+    sock.wished = length
+    if there and tools.held:
+        pass
+    elif there and state_of(sock) == "listening":
+        if length >= 0:
+            sock._begin(length)  # of a Listener: it lengthens the queue, or leaves it alone
+    else:
+        error = sock.hold(length) if tools.held else sock.listen_for(length)
+        if error and c.net_taken(error) and plan is not None and plan.may_join(sock):
+            error = sock.listen_for(length)
+        if error:
+            if tools.held or bind[5] is None or not c.net_taken(error):
+                fail("setsockopt" if tools.held else "listen", address_of(sock, bind[3]), error, plan)
+            return go_on(tools, entry, sockets, error)
+    if plan is not None:
+        plan.made(sock)
+        if not tools.held:
+            plan.listening(sock)
+    return n + 1
 
 
 cdef int publish_paths(list special, list sockets) except -1:
@@ -476,7 +487,7 @@ cdef Py_ssize_t go_on(Tools tools, list entry, list sockets, int error) except -
     cdef tuple bind = <tuple>entry[0]
     cdef list old = entry[1], new = []
     cdef Py_ssize_t first = sockets.index(old[0])
-    port = (<Socket>old[0]).getsockname()[1]
+    port = named(old[0], bind[3])[1]
     close_all(old)
     if port == bind[5]:
         fail("bind", bind[3], error)
@@ -724,6 +735,30 @@ cdef int exhausted() except -1:
     cdef int error = sock.open(c.AF_INET, c.SOCK_STREAM, 0)
     sock.end()
     return error if c.net_overloaded(error) else 0
+
+
+cdef object named(Socket sock, object text):
+    """The name of a socket; ``text`` is what it was asked for by."""
+    try:
+        return sock.getsockname()
+    except OSError as reason:
+        fail("getsockname", text, reason)
+
+
+cdef object address_of(Socket sock, object text):
+    """For an error: where a socket is, or if that cannot be told what it was asked for by."""
+    try:
+        return (<object>sock).address
+    except OSError:
+        return text
+
+
+cdef int must_be_ours(object reason, object text, object plan) except -1:
+    """An error of a call beside the steps, a look at the socket for one, is told like theirs; what the caller's own
+    function raised is passed on."""
+    if isinstance(reason, ListenError) or (plan is not None and plan.configuring):
+        return 0
+    fail("setsockopt", text, reason)
 
 
 cdef object error_of(int number):

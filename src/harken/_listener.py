@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import fsdecode
 
 from ._bind import ANY_CID, scoped, unix_url
-from ._errors import failure
+from ._errors import ListenError, failure
 from ._loading import load
 from ._socket import Socket, carried, close_each, given_by, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
@@ -89,17 +89,28 @@ class Listener(Socket):
 
     def _begin(self, backlog: int | None) -> int:
         """listen(), answering how long a queue was asked for: -1 for the most, or where it is left as it was."""
-        if (backlog is None or (isinstance(backlog, int) and backlog >= 0)) and self.state == "listening":
-            granted = self.backlog
-            if backlog is None or granted is None or backlog <= granted:
-                return -1
+        step = "getsockopt"
         try:
+            if (backlog is None or (isinstance(backlog, int) and backlog >= 0)) and self.state == "listening":
+                granted = self.backlog
+                if backlog is None or granted is None or backlog <= granted:
+                    return -1
+            step = "listen"
             super().listen(backlog)
         except OSError as reason:
-            if self.fileno() < 0:
-                raise
-            raise failure("listen", self.address, reason) from None
+            raise self._failed(step, reason) from None
         return carried(self)[0] if backlog is None else backlog
+
+    def _failed(self, step: str, reason: OSError) -> OSError:
+        """An error of this listener as a ListenError; of one that is closed it stays what it is."""
+        handle = self.fileno()
+        if handle < 0 or isinstance(reason, ListenError):
+            return reason
+        try:
+            address: Address | str = self.address
+        except OSError:
+            address = f"fd://{handle}"
+        return failure(step, address, reason)
 
     def _must_be_open(self) -> None:
         if self.fileno() < 0:

@@ -49,7 +49,7 @@ _IMPLY_KEEPALIVE = ("keepalive_idle", "keepalive_interval", "keepalive_count")
 class Plan:
     """What is to be done to the sockets of one bind."""
 
-    __slots__ = ("backlog", "interface", "options", "takes_both")
+    __slots__ = ("backlog", "configuring", "interface", "options", "takes_both")
 
     interface: str
     """Of the last socket that was prepared: an error has to tell which interface was asked for."""
@@ -57,12 +57,15 @@ class Plan:
     """For listen(2); -1 for the most."""
     takes_both: bool
     """IPv6 sockets take IPv4 too."""
+    configuring: bool
+    """The caller's own function is running, or has failed."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.interface = options.interface or ""
         self.backlog = -1 if options.backlog is None else min(options.backlog, 0x7FFFFFFF)
         self.takes_both = options.ipv6_only is False
+        self.configuring = False
         if options.owner is not None or options.group is not None:
             from ._unix import group_id, user_id
 
@@ -109,7 +112,9 @@ class Plan:
             self._set(sock, address, "reuse_port", 1)
         self.tune(sock, address)
         if options.configure is not None:
+            self.configuring = True
             options.configure(sock, address)
+            self.configuring = False
             if sock.fileno() < 0:
                 raise ValueError("configure() has closed the socket, which is to be bound next")
             from ._collision import interface_of
@@ -214,7 +219,10 @@ class TunedListener(Listener):
 
     def _begin(self, backlog: int | None) -> int:
         asked = super()._begin(backlog)
-        self.plan.listening(self)
+        try:
+            self.plan.listening(self)
+        except OSError as reason:
+            raise self._failed("setsockopt", reason) from None
         return asked
 
     @property

@@ -155,7 +155,10 @@ def warn_if_less(asked: Iterable[tuple[Socket, int]], level: int = 2) -> None:
     Python shows a warning once for each line of code that it comes from; ``level`` says how far up that line is, 2
     being the caller."""
     for listener, backlog in asked:
-        granted = queue(listener.fileno())[1] if backlog >= 0 else None
+        try:
+            granted = queue(listener.fileno())[1] if backlog >= 0 else None
+        except OSError:
+            granted = None  # nothing is told, as where the system cannot be asked
         if granted is not None and granted < backlog:
             wished = min(backlog, 0x7FFFFFFF)
             if os.path.exists("/proc/sys/net/core/somaxconn"):

@@ -141,7 +141,10 @@ class UnixListener(Listener):
         """As `Listener.listen`; and the path is taken over now, if that was asked for."""
         asked = super()._begin(backlog)
         if self.plan is not None:
-            self.plan.listening(self)
+            try:
+                self.plan.listening(self)
+            except OSError as reason:
+                raise self._failed("setsockopt", reason) from None
         publish((self,))
         return asked
 

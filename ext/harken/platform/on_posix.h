@@ -347,15 +347,18 @@ static inline int net_waker_open(net_waker_t *waker)
 static inline void net_waker_pull(net_waker_t *waker)
 {
     static const char eight[8] = {1, 1, 1, 1, 1, 1, 1, 1}; /* the size that an eventfd takes */
-    ssize_t written = write(waker->write, eight, sizeof eight);
-    (void)written;
+    while (write(waker->write, eight, sizeof eight) < 0 && errno == EINTR) {
+    }
 }
 
 /* Once after each pull; tells whether it was pulled. */
 static inline int net_waker_calm(net_waker_t *waker)
 {
     char eight[8];
-    return read(waker->read, eight, sizeof eight) > 0;
+    ssize_t got;
+    while ((got = read(waker->read, eight, sizeof eight)) < 0 && errno == EINTR) {
+    }
+    return got > 0;
 }
 
 static inline void net_waker_close(net_waker_t *waker)
