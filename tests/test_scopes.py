@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import errno
 import pickle
 import socket
 from textwrap import dedent
@@ -18,7 +19,9 @@ import harken
 from children import run
 from harken import Bind
 from harken._bind import scoped
-from machine import linux_only, needs_ipv6
+from harken._errors import failure, shown
+from harken._listener import url_of
+from machine import LINUX, linux_only, needs_ipv6
 
 # Names that a URL, an encoding or a shell would change; one is a number, which is the first one's index. The link-local
 # address of each is its own.
@@ -106,6 +109,98 @@ def test_check_and_listen_mean_the_same_interface() -> None:
             found.append([row.verdict, opened])
     """)["found"]
     assert found == [["free", "free"], ["not here", "not here"]] * len(NAMES)
+
+
+# ---------------------------------------------------------------------------- errors and hints
+
+PAIR = """
+    ip link add v0 type veth peer name v1
+    ip link set v0 up
+    ip link set v1 up
+    ip -6 address add fe80::c/64 dev v0 nodad
+    ip -6 address add fe80::d/64 dev v1 nodad
+    ip -6 address flush dev lo
+    ip -6 address add ::1/128 dev lo
+"""
+ATTEMPT = """
+    import harken
+    for bind in {binds!r}:
+        try:
+            harken.listen(bind).close()
+            tell(**{{bind: None}})
+        except OSError as error:
+            row, = __import__("harken._foresee")._foresee.foresee([bind])
+            assert str(row.error) == str(error), (str(row.error), str(error))
+            tell(**{{bind: str(error)}})
+"""
+
+
+@linux_only
+@needs_ipv6
+def test_an_error_shows_the_scope_and_the_interface_that_has_the_address() -> None:
+    binds = [
+        "[fe80::c%v1]:8080",
+        "[fe80::c]:8080",
+        "[febf::c]:8080",
+        "[fe80::5%v0]:80",
+        "[fe80::1%lo]:80",
+    ]
+    told = run(dedent(ATTEMPT.format(binds=[*binds, "[fe80::c%v0]:0", "[fe80::c%77]:80"])), setup=PAIR)
+    has_not = "fe80::c is an address of v0, not of v1: write [fe80::c%v0]:8080"
+    assert (
+        told["[fe80::c%v1]:8080"]
+        == f"bind([fe80::c%v1]:8080): [Errno 99] Cannot assign requested address\nhint: {has_not}"
+    )
+    assert told["[fe80::c%v0]:0"] is None
+    assert told["[fe80::c]:8080"].endswith("hint: a link-local address needs its interface, as in [fe80::c%v0]:8080")
+    assert "as in [febf::c%eth0]:8080, and none of lo, v" in told["[febf::c]:8080"]
+    assert told["[fe80::5%v0]:80"].startswith("bind([fe80::5%v0]:80): ")
+    assert "no interface has fe80::5, neither has v0: it has " in told["[fe80::5%v0]:80"]
+    assert "[fe80::c%v0]" not in told["[fe80::5%v0]:80"]
+    assert "fe80::c%v0" in told["[fe80::5%v0]:80"]
+    assert told["[fe80::1%lo]:80"].endswith("neither has lo: it has no link-local address: is it up?")
+    assert told["[fe80::c%77]:80"].startswith("bind([fe80::c%77]:80): ")
+    assert "no interface here has the number 77: there is lo, v" in told["[fe80::c%77]:80"]
+
+
+@linux_only
+@needs_ipv6
+def test_an_interface_that_is_missing_is_told_with_those_that_are_there() -> None:
+    binds = ["[fe80::1%eth9]:80", "tcp://[fe80::1%25eth9]:80", "[fe80::1%b\u00fcro]:80"]
+    told = run(dedent(ATTEMPT.format(binds=binds)), setup=PAIR)
+    for bind, name in zip(binds, ("eth9", "eth9", "b\u00fcro"), strict=True):
+        assert told[bind].startswith(f"getaddrinfo({bind}): ")
+        assert f"hint: no interface here is called {name}: there is lo, v" in told[bind]
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:7f00:1", "0:0:0:0:0:ffff:127.0.0.1", "::FFFF:127.0.0.1"])
+def test_an_ipv4_address_in_ipv6_form_is_told(host: str) -> None:
+    if not LINUX:
+        pytest.skip("each system has its own error for it")
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen(f"[{host}]:8080")
+    assert caught.value.hint == (
+        "an IPv4 address in IPv6 form, which a socket for IPv6 alone cannot have: write 127.0.0.1:8080"
+    )
+    with harken.listen(f"[{host}]:0", ipv6_only=False) as listeners:  # which can
+        assert listeners[0].address[0] == "::ffff:127.0.0.1"
+
+
+@needs_ipv6
+def test_an_ipv4_address_in_the_older_ipv6_form_is_told() -> None:
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen("[::127.0.0.1]:8080")
+    assert "an IPv4 address in IPv6 form, which nobody has: write 127.0.0.1:8080" in caught.value.hint
+
+
+def test_every_place_that_shows_an_address_shows_its_scope() -> None:
+    address = ("fe80::c", 80, 0, 2**31 - 1)
+    assert shown(address) == "[fe80::c%2147483647]:80"
+    assert shown(("fe80::c%eth0", 80, 0, 5)) == "[fe80::c%eth0]:80"
+    assert url_of(address) == "tcp://[fe80::c%2147483647]:80"
+    error = failure("bind", address, OSError(errno.EADDRNOTAVAIL, "no"))
+    assert str(error).startswith("bind([fe80::c%2147483647]:80): ")
 
 
 # ---------------------------------------------------------------------------- binds from values

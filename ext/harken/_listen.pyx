@@ -256,7 +256,7 @@ cdef list bind_one(
             resolve_bind(&addresses, bind, port, family)
         except OSError as reason:
             # A resolver that can open no file says that it has not found the name.
-            fail("getaddrinfo", text, exhausted() or reason)
+            fail_to_resolve(bind, exhausted() or reason)
     try:
         lacking = family_to_leave_out(host, &addresses)
         while True:
@@ -605,7 +605,7 @@ def try_out(bind, plan, int family, port):
     try:
         resolve_bind(&addresses, <tuple>bind, port, family)
     except OSError as reason:
-        fail("getaddrinfo", bind[3], exhausted() or reason)
+        fail_to_resolve(<tuple>bind, exhausted() or reason)
     try:
         lacking = family_to_leave_out(bind[0], &addresses)
         for n in range(<int>addresses.size):
@@ -767,6 +767,12 @@ cdef object error_of(int number):
         c.net_raise(number)
     except OSError as error:
         return error
+
+
+cdef int fail_to_resolve(tuple bind, object reason) except -1:
+    error = failure("getaddrinfo", bind[3], reason)
+    error._named = bind[0], bind[1]  # for its hint, which then need not read the text again
+    raise error from None
 
 
 cdef int fail(str step, object address, object reason, object plan=None) except -1:

@@ -244,7 +244,7 @@ def _of(host: str | None, port: int | str, scheme: str, family: int, scope_id: i
         raise TypeError(f"a scope id is an int, not {type(scope_id).__name__}")
     if not 0 <= scope_id <= 0xFFFFFFFF:
         raise ValueError(f"scope id {_shortly(scope_id)} is not between 0 and {0xFFFFFFFF}")
-    if host is not None and _takes_scope(host):
+    if host is not None and takes_scope(host):
         address, _, zone = host.partition("%")
         if not scope_id and _is_number(zone) and _number(zone) <= 0xFFFFFFFF:
             scope_id = _number(zone)
@@ -284,7 +284,7 @@ def _port_of(port: int | str) -> int | str:
     return int(port)
 
 
-def _takes_scope(host: str) -> bool:
+def takes_scope(host: str) -> bool:
     """Is this the address of an interface? Those of IPv6 that are link-local: fe80::/10, and fec0::/10, which was."""
     first = (normal_host(host.partition("%")[0]) or "").partition(":")[0]
     return len(first) == 4 and first[:3] in ("fe8", "fe9", "fea", "feb", "fec", "fed", "fee", "fef")
@@ -448,7 +448,7 @@ def _in_brackets(text: str, at: int, end: int) -> tuple[str, int | None, int]:
     if not scope:
         _refuse(text, close, "the scope is missing, as in [fe80::1%eth0]:8080")
     scope_at = at + len(address) + 2
-    if not _takes_scope(address):
+    if not takes_scope(address):
         right = f"[{address}]:{_short(text[close + 2 : end])}?interface={_short(scope)}"
         _refuse(
             text, scope_at - 1,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from ._bind import scoped
+
 # `import harken` loads this module, so that an error can be told when nothing can be loaded any more: it costs no
 # import that Python has not made at its own start.
 TYPE_CHECKING = False
@@ -48,6 +50,9 @@ class ListenError(OSError):
 
     option: tuple[str, object] | None = None
     """The option that it has to do with, and what it was to be; None where there is none."""
+
+    _named: tuple[str | None, int | str | None] | None = None
+    """Of getaddrinfo: the host and the port that it was asked for."""
 
     # What is below is found out when it is first asked for, and kept. A loop that tries the next port, or waits for
     # this one, would pay milliseconds for what it throws away; whoever prints the error does so at once.
@@ -183,8 +188,10 @@ def _plain(error: ListenError) -> OSError:
 
 
 def shown(address: Address | str) -> str:
-    """An address as people write it: ``127.0.0.1:80``, ``[::1]:80``."""
+    """An address as people write it: ``127.0.0.1:80``, ``[::1]:80``, ``[fe80::1%eth0]:80``."""
     if isinstance(address, str):
         return f"@{address[1:]}" if address.startswith("\0") else address
     host, port = str(address[0]), address[1]
+    if len(address) > 3 and address[3] and "%" not in host:
+        host = scoped(host, int(address[3]))
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -12,10 +12,14 @@ import shutil
 import socket
 import stat
 import subprocess
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from . import _netlink
+from ._bind import Bind, scoped, takes_scope
 from ._errors import AddressInUseError, ListenError, shown
+from ._resolve import scope_name
+from ._system import OPTIONS
 
 if TYPE_CHECKING:
     from ._holders import Holder
@@ -28,7 +32,7 @@ def hint_for(error: ListenError) -> str:
         joining = error.option == ("reuse_port", True) and error.cause == "listener"
         return _in_use(error) + (JOIN if joining else "")
     if isinstance(error, socket.gaierror):
-        return _no_address(error.errno, str(error.address))
+        return _no_address(error)
     if isinstance(error, io.UnsupportedOperation):
         return ""  # it says all
     if error.option:
@@ -268,17 +272,69 @@ def _not_here(error: ListenError) -> str:
     if isinstance(error.address, str):
         own = "`*` stands for this machine's own context, and `local`, its loopback, needs the module vsock_loopback"
         return own if error.address.startswith("vsock://") else ""
-    host = error.address[0]
-    mine = local_addresses()
-    if ":" in host and mine and not any(":" in one for one in mine):
-        return f"{_why_no_ipv6()}: bind an IPv4 address, or `:{error.address[1]}` for all that this machine has"
-    every = f"`:{error.address[1]}` stands for all that it has"
-    if host.lower().startswith("fe80:"):
-        return f"a link-local address needs its interface, as in [{host}%eth0]:{error.address[1]}; {every}"
+    host, port = error.address[:2]
+    mine, packed = _here(), _packed(host)
+    if ":" in host and mine and not any(":" in one for one, _ in mine):
+        loopback = "127.0.0.1 in its place" if packed == _LOOPBACK_6 else "an IPv4 address"
+        return f"{_why_no_ipv6()}: bind {loopback}"
+    if takes_scope(host):
+        return _link_local(error.address, mine)
+    if len(packed) == 16 and not any(packed[:12]) and packed[12:] > b"\0\0\xff\xff":  # and not ::1
+        return f"an IPv4 address in IPv6 form, which nobody has: write {'.'.join(map(str, packed[12:]))}:{port}"
+    later = "where it comes later, start behind it (After=network-online.target in the systemd unit)"
+    if "freebind" in OPTIONS:
+        later += " or bind it already, with ?freebind=1"
     if not mine:
-        return f"this machine has no such address; {every}"
-    more = f" and {len(mine) - 8} more" if len(mine) > 8 else ""
-    return f"this machine has {', '.join(mine[:8])}{more}, not {host}; {every}"
+        return f"this machine has no such address; {later}"
+    told = [scoped(one, index) if takes_scope(one) else one for one, index in mine]
+    more = f" and {len(told) - 8} more" if len(told) > 8 else ""
+    return f"this machine has {', '.join(told[:8])}{more}, not {host}: bind one of these; {later}"
+
+
+_LOOPBACK_6 = bytes(15) + b"\x01"
+
+
+def _packed(host: str) -> bytes:
+    with contextlib.suppress(OSError):
+        return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    return b""
+
+
+def _link_local(address: Address, mine: list[tuple[str, int]]) -> str:
+    """Of an address that each interface can have: whose it is, and which this one has."""
+    host, port = str(address[0]).partition("%")[0], address[1]
+    scope = address[3] if len(address) > 3 else 0
+    own = [index for one, index in mine if _packed(one) == _packed(host) and index]
+    right = " or ".join(f"[{scoped(host, index)}]:{port}" for index in own[:4])
+    if not scope:
+        there = f"as in {right}" if own else f"as in [{host}%eth0]:{port}, and none of {_interfaces()} has this one"
+        return f"a link-local address needs its interface, {there}"
+    if scope not in [index for index, _ in socket.if_nameindex()]:
+        return _no_interface(str(scope))
+    name = scope_name(int(scope))
+    if own:
+        names = " and ".join(scope_name(index) for index in own[:4])
+        return f"{host} is an address of {names}, not of {name}: write {right}"
+    its = [scoped(one, index) for one, index in mine if index == scope and takes_scope(one)]
+    has = f"it has {', '.join(its[:4])}" if its else "it has no link-local address: is it up?"
+    return f"no interface has {host}, neither has {name}: {has}" if mine else f"{name} has no such address"
+
+
+def _interfaces() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{', '.join(map(printable, names[:8]))}{more}"
+
+
+def _no_interface(zone: str) -> str:
+    what = "has the number" if zone.isdigit() else "is called"
+    return f"no interface here {what} {printable(zone)}: there is {_interfaces()}"
+
+
+def _no_such_device(error: ListenError) -> str:
+    if isinstance(error.address, str) or len(error.address) < 4:
+        return ""
+    return _no_interface(str(error.address[3]))
 
 
 def _why_no_ipv6() -> str:
@@ -311,6 +367,11 @@ def why_left_out(address: Address | str, error: OSError) -> OSError:
 
 def local_addresses() -> list[str]:
     """The addresses of this machine; none where it does not tell them."""
+    return [address for address, _ in _here()]
+
+
+def _here() -> list[tuple[str, int]]:
+    """The addresses of this machine, each with the number of its interface, or 0 where that is not told."""
     found = []
     with contextlib.suppress(OSError):
         for body in _netlink.dump(_netlink.ROUTE, 22, bytes(8)):  # RTM_GETADDR
@@ -318,11 +379,14 @@ def local_addresses() -> list[str]:
             packed = told.get(2) or told.get(1) or b""  # IFA_LOCAL, which differs on point-to-point links; IFA_ADDRESS
             family = {4: socket.AF_INET, 16: socket.AF_INET6}.get(len(packed))
             if family is not None:
-                found.append(socket.inet_ntop(family, packed))
+                found.append((socket.inet_ntop(family, packed), int.from_bytes(body[4:8], sys.byteorder)))
         return found
     with contextlib.suppress(OSError):
-        entries = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(["127.0.0.1", *(str(entry[4][0]) for entry in entries)]))
+        entries: Any = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+        told_by_name = [
+            (str(entry[4][0]).partition("%")[0], entry[4][3] if len(entry[4]) > 3 else 0) for entry in entries
+        ]
+        return list(dict.fromkeys([("127.0.0.1", 0), *told_by_name]))
     return []
 
 
@@ -357,8 +421,14 @@ def _no_memory(_: ListenError) -> str:
 
 
 def _invalid(error: ListenError) -> str:
-    if not isinstance(error.address, str) and error.address[0].lower().startswith("fe80:"):
-        return f"a link-local address needs its interface, as in [{error.address[0]}%eth0]:{error.address[1]}"
+    if not isinstance(error.address, str):
+        host, port = str(error.address[0]), error.address[1]
+        if takes_scope(host):
+            return _link_local(error.address, _here())
+        packed = _packed(host)
+        if packed[:12] == bytes(10) + b"\xff\xff":
+            ipv4 = ".".join(map(str, packed[12:]))
+            return f"an IPv4 address in IPv6 form, which a socket for IPv6 alone cannot have: write {ipv4}:{port}"
     return _no_folder(error) if str(error.address).startswith("\0") else ""
 
 
@@ -374,6 +444,8 @@ _BY_NUMBER = {
     errno.EACCES: _forbidden,
     errno.EPERM: _forbidden,
     errno.EADDRNOTAVAIL: _not_here,
+    errno.ENODEV: _no_such_device,
+    errno.ENXIO: _no_such_device,
     errno.EAFNOSUPPORT: _no_family,
     errno.EMFILE: _no_files,
     getattr(errno, "WSAEMFILE", errno.EMFILE): _no_files,
@@ -448,25 +520,31 @@ def _option(name: str, value: object, number: int) -> str:
 # ---------------------------------------------------------------------------- names
 
 
-def _no_address(code: int | None, bind: str) -> str:
-    from ._bind import Bind
-
-    host: str
-    port: int | str | None
-    try:
-        read = Bind(bind)
-        host, port = str(read.host or "*"), read.port
-    except (ValueError, TypeError):
-        host, port = bind, 0
+def _no_address(error: ListenError) -> str:
+    code, named = error.errno, error._named
+    if named is None:  # made by somebody else, who has nothing but the text
+        try:
+            read = Bind(str(error.address))
+            named = read.host, read.port
+        except (ValueError, TypeError):
+            named = str(error.address), 0
+    host, port = named[0] or "*", named[1]
     codes = {name: getattr(socket, name, None) for name in ("EAI_AGAIN", "EAI_SERVICE", "EAI_FAIL", "EAI_FAMILY")}
     if code == codes["EAI_AGAIN"]:
         return f"no name server answered for {host!r}: try again, or see to the network and /etc/resolv.conf"
     if code == codes["EAI_SERVICE"] or (isinstance(port, str) and not _is_service(port)):
         return f"no service is called {port!r} here (/etc/services): write the port as a number"
     if code == codes["EAI_FAMILY"] or code == getattr(socket, "EAI_ADDRFAMILY", None):
-        return f"{host!r} has no address of the family that was asked for: write tcp:// to take any"
+        literal = _packed(host.partition("%")[0])
+        other = (
+            f"it is an address of IPv{'6' if len(literal) == 16 else '4'}" if literal else "its addresses are others"
+        )
+        return f"{host!r} has no address of the family that was asked for ({other}): write tcp:// to take any"
     if code == codes["EAI_FAIL"]:
         return f"the name server refused to answer for {host!r}: an address in digits needs none"
+    address, percent, zone = host.partition("%")
+    if percent and _packed(address):
+        return _no_interface(zone)
     if code in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
         return f"nothing is called {host!r} in /etc/hosts or DNS: see to the spelling, or write the address"
     return ""

@@ -170,7 +170,9 @@ async def _answer(
         answer = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=SOCK_STREAM, flags=flags)
         found = [_without_text(entry[4]) for entry in answer if entry[0] in (AF_INET, AF_INET6)]
     except OSError as reason:
-        raise failure("getaddrinfo", text, reason) from None
+        error = failure("getaddrinfo", text, reason)
+        error._named = host, port  # for its hint
+        raise error from None
     if not found:
         raise failure("getaddrinfo", text, OSError(f"getaddrinfo({host!r}) returned empty list"))
     return tuple(dict.fromkeys(found))
