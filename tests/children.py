@@ -38,11 +38,11 @@ def wait():
     "Until the test has seen enough."
     sys.stdin.read()
 
-def become(uid):
+def become(uid, *groups):
     "Another user; one who may look into his own processes, as he may after exec()."
     import ctypes, dataclasses, encodings.idna, importlib, pwd, resource, shlex
     import harken._hints, harken._holders
-    os.setgroups([])
+    os.setgroups(groups)
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)

@@ -644,7 +644,7 @@ def test_the_network_decides(change: str, bind: str, verdicts: list[str]) -> Non
 def test_a_name_leaves_out_the_family_that_is_missing(poison: Poison) -> None:
     told = poisoned(poison, "both:0", "socket", 2, hosts="both=0.0.0.0,::")
     assert agrees(told) == ["free", "left out"]
-    assert told["rows"][1]["hint"].startswith("this system has no IPv6 at all")
+    assert told["rows"][1]["hint"].startswith("this system has IPv6, and a filter keeps IPv6 from this process")
     assert told["rows"][1]["backlog"] is None
 
 
@@ -1011,6 +1011,67 @@ def test_a_folder_may_be_forbidden(room: Path) -> None:
     assert told("", f"unix:{path}")["row"]["verdict"] == "forbidden"
     os.chown(path, NOBODY, -1)
     assert told("", f"unix:{path}")["row"]["verdict"] == "left behind"
+
+
+@linux_only
+@needs_root
+@pytest.mark.parametrize(
+    ("option", "step"),
+    [
+        ("owner=root", "chown"),
+        ("owner=0", "chown"),
+        ("group=0", "chown"),
+        ("owner=65534", None),
+        ("group=65534", None),
+        ("group=1234", None),
+        ("group=1235", "chown"),
+        ("owner=65534&group=1234&mode=0660", None),
+        ("mode=0666", None),
+    ],
+)
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_owner_and_group_are_given_as_the_system_allows(
+    room: Path, option: str, step: str | None, unnamed: bool
+) -> None:
+    """To nobody, who is of group 1234 too; on a file system that has files without names, and on one that has not."""
+    room.chmod(0o777)
+    program = (
+        IN_A_CHILD
+        + f"""
+    import harken._foresee
+    {"" if unnamed else "del os.O_TMPFILE"}
+    become({NOBODY}, 1234)
+    tell(**compare({f"unix:{room}/app.sock?{option}"!r}))
+"""
+    )
+    told = run(program)
+    assert agrees(told) == (["free"] if step is None else ["forbidden"])
+    assert told["rows"][0]["step"] == step
+    assert list(room.iterdir()) == []
+
+
+@linux_only
+@needs_root
+@pytest.mark.parametrize("option", ["owner=0", "group=0", "owner=5&group=7", "mode=0600"])
+def test_owner_and_group_of_a_container_without_the_right_to_give_them(room: Path, option: str) -> None:
+    """Root without CAP_CHOWN: who is asked is the kernel, not the number of the user."""
+    source = children.PREAMBLE + textwrap.dedent(IN_A_CHILD + f"    tell(**compare({f'unix:{room}/a?{option}'!r}))\n")
+    command = ["capsh", "--drop=cap_chown", "--", "-c", 'exec "$@"', "sh", sys.executable, "-c", source]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"capabilities cannot be dropped here: {error}")
+    told = json.loads(done.stdout)
+    assert agrees(told) == (["forbidden"] if "5" in option else ["free"])
+
+
+@linux_only
+@needs_root
+def test_a_folder_gives_its_group_to_what_is_made_there(room: Path) -> None:
+    os.chown(room, -1, 4321)
+    room.chmod(0o2777)
+    program = IN_A_CHILD + f"    become({NOBODY})\n    tell(**compare('unix:{room}/app.sock?group=4321'))\n"
+    assert agrees(run(program)) == ["free"]
 
 
 @linux_only

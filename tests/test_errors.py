@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -553,7 +554,7 @@ def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> N
 @pytest.mark.parametrize(
     ("number", "address", "told"),
     [
-        (errno.EAFNOSUPPORT, ("::1", 80, 0, 0), "no IPv6 at all"),
+        (errno.EAFNOSUPPORT, ("::1", 80, 0, 0), "IPv6"),
         (errno.EAFNOSUPPORT, ("127.0.0.1", 80), "no such address family"),
         (errno.ENFILE, ("127.0.0.1", 80), "the whole system"),
         (errno.ENOBUFS, ("127.0.0.1", 80), "no memory left for sockets"),
@@ -588,10 +589,109 @@ def test_a_name_without_an_address_has_its_hint(code: str, bind: str, told: str)
     assert bool(told) == bool(error.hint)
 
 
+@pytest.mark.parametrize(
+    ("kernel_has_it", "filtered", "told"),
+    [
+        (False, False, "this system has no IPv6 at all (built or started without it)"),
+        (False, True, "this system has no IPv6, or a filter keeps IPv6 from this process (seccomp)"),
+        (True, False, "this system has IPv6, and a filter keeps IPv6 from this process (seccomp)"),
+    ],
+)
+def test_a_family_may_be_lacking_or_filtered(
+    monkeypatch: pytest.MonkeyPatch, kernel_has_it: bool, filtered: bool, told: str
+) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda path: kernel_has_it and path == "/proc/net/if_inet6")
+    monkeypatch.setattr(_hints, "_is_filtered", lambda: filtered)
+    error = failure("socket", ("::1", 80, 0, 0), OSError(errno.EAFNOSUPPORT, "no"))
+    assert error.hint.startswith(told)
+
+
 def test_an_unknown_service_says_so() -> None:
     with pytest.raises(harken.ListenError) as caught:
         harken.listen("127.0.0.1:no-such-service")
     assert "no service is called 'no-such-service'" in caught.value.hint
+
+
+@linux_only
+@needs_root
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_live_path_that_is_not_for_us_is_never_to_be_removed(seen: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="harken-") as folder, socket.socket(socket.AF_UNIX) as sock:
+        os.chmod(folder, 0o777)
+        path = f"{folder}/app.sock"
+        sock.bind(path)
+        sock.listen()
+        os.chmod(path, 0o600)
+        program = f"""
+            {"" if seen else "import harken._holders; harken._holders._on_path = lambda path: []"}
+            become({NOBODY})
+            attempt("unix:{path}")
+        """
+        told = run(program)
+        assert (told["step"], told["number"]) == ("connect", errno.EACCES)
+        assert "rm " not in told["hint"]
+        assert "remove" not in told["hint"]
+        assert "choose another path" in told["hint"]
+        if seen:
+            assert f"a process of user root has {path}" in told["hint"]
+        else:
+            assert "Start as the user that made it (root)" in told["hint"]
+
+
+def held_by(name: str, pid: int, address: Any = ("0.0.0.0", 22)) -> Holder:
+    return Holder(pid, name, "root", f"/usr/sbin/{name}", address, "listening")
+
+
+@pytest.mark.parametrize(
+    ("name", "pid", "told"),
+    [
+        ("systemd", 1, "systemctl list-sockets"),
+        ("systemd", 812, "systemctl list-sockets"),
+        ("launchd", 1, "launchctl print system"),
+        ("inetd", 300, "/etc/inetd.conf"),
+        ("docker-proxy", 300, "docker ps --filter publish=22"),
+        ("com.docker.backe", 300, "docker ps --filter publish=22"),
+        ("rootlessport", 300, "podman ps"),
+        ("haproxy", 300, "take the `bind` out"),
+        ("supervisord", 300, "supervisorctl status"),
+        ("System", 4, "netsh http show servicestate"),
+        ("svchost.exe", 300, 'tasklist /svc /fi "pid eq 300"'),
+        ("server", 1, "the first process of this machine or container"),
+    ],
+)
+def test_who_holds_a_port_for_others_is_not_to_be_ended(
+    monkeypatch: pytest.MonkeyPatch, name: str, pid: int, told: str
+) -> None:
+    for cause in ("listener", "wildcard", "v6only", "bound", "inherited"):
+        finding = _holders.Finding(cause, [held_by(name, pid)])
+        monkeypatch.setattr(_holders, "explain", lambda *_, finding=finding: finding)
+        hint = refused().hint
+        assert told in hint
+        assert "end it " not in hint
+        assert f"pid {pid}" in hint
+
+
+def test_a_service_is_stopped_by_its_unit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = open
+    table = tmp_path / "cgroup"
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(table if "cgroup" in str(path) else path, *a, **k))
+    for line, unit in [
+        ("0::/system.slice/nginx.service", "systemctl stop nginx.service"),
+        ("0::/system.slice/system-getty.slice/getty@tty1.service/child", "systemctl stop getty@tty1.service"),
+        ("1:name=systemd:/system.slice/nginx.service", "systemctl stop nginx.service"),
+        (
+            "0::/user.slice/user-7.slice/user@7.service/app.slice/web.service",
+            "systemctl --user stop web.service",
+        ),
+        ("0::/user.slice/user-7.slice/session-3.scope", ""),
+        ("0::/user.slice/user-7.slice/user@7.service/app.slice/term.scope", ""),
+        ("0::/", ""),
+    ]:
+        table.write_text(line + "\n")
+        finding = _holders.Finding("listener", [held_by("nginx", 300)])
+        monkeypatch.setattr(_holders, "explain", lambda *_, finding=finding: finding)
+        hint = refused().hint
+        assert (f"end it (`{unit}`)" if unit else "end it or choose another port") in hint
 
 
 @linux_only

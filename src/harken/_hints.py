@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import shlex
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -57,15 +59,11 @@ def _in_use(error: AddressInUseError) -> str:
             f" excludedportrange protocol=tcp` lists them); choose another, as {last + 1}"
         )
     if cause == "time-wait":
-        return (
-            "only connections that have ended are left there, for a minute at most: wait, or have the server that"
-            " closed them set SO_REUSEADDR as well"
-        )
+        return _closing(address)
     if not found:
         return _nobody_seen(address)
     who, theirs, ours = people(found), place(found[0]), shown(address)
-    mine = os.getpid() in [holder.pid for holder in found]
-    end = "close that one first" if mine else "end it" if len({holder.pid for holder in found}) == 1 else "end them"
+    end = _way_out(found, address)
     has = "listens on" if found[0].state == "listening" else "has bound"
     if cause == "v6only":
         dual = "IPV6_V6ONLY is off" if ":" in theirs[1:] and theirs.startswith("[") else "asked for by one socket"
@@ -86,7 +84,9 @@ def _in_use(error: AddressInUseError) -> str:
     if cause == "bound":
         doing = "has bound" if found[0].state == "bound" else "has a connection from"
         other = "or choose another path" if isinstance(found[0].address, str) else OTHER_PORT
-        return f"{who} {doing} {theirs} and does not listen there; {end} {other}"
+        text = f"{who} {doing} {theirs} and does not listen there; {end} {other}"
+        given = _given_to_connections(found[0].address) if found[0].state != "bound" else ""
+        return f"{text}. {given}" if given else text
     if isinstance(found[0].address, str):
         return f"{who} listens on {theirs} already; {end} or choose another path"
     if isinstance(address, str):  # a range of ports
@@ -101,6 +101,44 @@ def twice(bind: str, other: str) -> str:
     return f"{other!r} and {bind!r} of the same call want the same address: leave one of them out"
 
 
+def _closing(address: Address | str) -> str:
+    left = "only connections that have ended are left there, for a minute at most"
+    if is_winsock():
+        return (
+            "only connections that have ended are left there, for some minutes at most, and a port that is to be had"
+            " alone (SO_EXCLUSIVEADDRUSE) is given when they are gone: wait, or take exclusive=False"
+        )
+    if given := _given_to_connections(address):
+        return f"{left}: wait. {given}. If they were a server's, have it set SO_REUSEADDR as well"
+    return f"{left}: wait, or have the server that closed them set SO_REUSEADDR as well"
+
+
+def _given_to_connections(address: Address | str) -> str:
+    """That the system gives this port to connections that go out, where it does."""
+    lent = None if isinstance(address, str) else outgoing_ports(address[1])
+    if lent is None:
+        return ""
+    return (
+        f"The system gives the ports {lent[0]} to {lent[1]} (net.ipv4.ip_local_port_range) to connections that go out"
+        " from this machine: choose one below, or reserve it"
+        f" (`sysctl -w net.ipv4.ip_local_reserved_ports={address[1]}`)"
+    )
+
+
+def is_winsock() -> bool:
+    """Is this Windows, whose words differ?"""
+    return hasattr(socket, "SO_EXCLUSIVEADDRUSE")
+
+
+def is_linux() -> bool:
+    """Is this Linux, with netlink, /proc and units of systemd?"""
+    return hasattr(socket, "AF_NETLINK")
+
+
+def _remove(path: str) -> str:
+    return f'del "{path}"' if is_winsock() else f"rm {shlex.quote(path)}"
+
+
 def _nobody_seen(address: Address | str) -> str:
     if isinstance(address, str):
         if address.startswith("\0") or not os.path.exists(address):
@@ -109,19 +147,80 @@ def _nobody_seen(address: Address | str) -> str:
 
         if is_live(address):
             return "a process that is not seen from here has it, as in another container: end it or choose another path"
-        return f"nobody has it: a server that ended has left the file behind; remove it (rm {shlex.quote(address)})"
-    from ._holders import NO_TABLE, holders
+        return f"nobody has it: a server that ended has left the file behind; remove it ({_remove(address)})"
+    from ._holders import holders
 
     try:
         holders(address)
     except ValueError:
         return "this machine has hardly a free port left: close some listeners or connections"  # it was port 0
-    except OSError:
-        return f"{NO_TABLE}; {OTHER_PORT.removeprefix('or ')}"
-    return (
-        "nobody is seen to have it: it is free again by now (try again), or what has it is not told here: a socket that"
-        " does not listen (Linux before 6.8, Windows), another user's (macOS)"
+    except OSError as error:
+        return f"{error.strerror}; {OTHER_PORT.removeprefix('or ')}"
+    untold = (
+        "a socket that does not listen" if is_winsock()
+        else "a socket that does not listen (Linux before 6.8, or without netlink)" if is_linux()
+        else "a socket of another user"
+    )  # fmt: skip
+    return f"nobody is seen to have it: it is free again by now (try again), or what has it is not told here: {untold}"
+
+
+# Who holds ports for others: by the name of the program, what to do instead of ending it. {port} is the one in the way.
+_FOR_OTHERS = {
+    "systemd": "it holds the port for a unit: `systemctl list-sockets` (with --user for a user's own) tells which, and"
+    " `systemctl stop NAME.socket` frees it",
+    "launchd": "it holds the port for a service: `sudo launchctl print system` tells which",
+    "inetd": "it holds the port for a service: take that out of /etc/inetd.conf",
+    "xinetd": "it holds the port for a service: take that out of /etc/xinetd.d",
+    "docker-proxy": "a container publishes the port: `docker ps --filter publish={port}` tells which; stop that",
+    "rootlessport": "a container publishes the port: `podman ps` or `docker ps` tells which; stop that",
+    "com.docker.backend": "a container publishes the port: `docker ps --filter publish={port}` tells which; stop that",
+    "wslrelay.exe": "a program in WSL has the port: end that one there",
+    "haproxy": "it holds the port for its configuration: take the `bind` out and reload it",
+    "supervisord": "it holds the port for a program: `supervisorctl status` tells which; stop that",
+    "circusd": "it holds the port for a watcher: `circusctl listsockets` tells which; stop that",
+    "s6-svscan": "it holds the port for a service: stop that one",
+    "System": "Windows has it for services of its own: `netsh http show servicestate` tells those of HTTP.sys",
+    "svchost.exe": 'it holds the port for a service of Windows: `tasklist /svc /fi "pid eq {pid}"` tells which',
+}
+
+
+def _way_out(found: list[Holder], address: Address | str) -> str:
+    """What to do about whoever has the address."""
+    first = found[0]
+    several = len({holder.pid for holder in found}) > 1
+    if os.getpid() in [holder.pid for holder in found]:
+        return "close that one first"
+    name = first.name.removeprefix("(").removesuffix(")")  # systemd calls its helpers so
+    # Linux keeps 15 characters of a name, macOS 16.
+    known = next(
+        (text for key, text in _FOR_OTHERS.items() if name == key or (len(name) > 14 and key.startswith(name))), ""
     )
+    if known:
+        port = first.address[1] if isinstance(first.address, tuple) else address
+        return known.format(port=port, pid=first.pid)
+    if first.pid == 1:
+        return (
+            "it is the first process of this machine or container, and all ends with it: start it with another address"
+        )
+    if first.pid is not None and (unit := _unit(first.pid)):
+        return f"end it (`systemctl {'--user ' if unit[1] else ''}stop {unit[0]}`)"
+    return "end them" if several else "end it"
+
+
+def _unit(pid: int) -> tuple[str, bool] | None:
+    """The service of systemd that a process belongs to, which would start it again, and whether it is a user's."""
+    path = ""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", errors="replace") as lines:
+        for line in lines:
+            number, _, rest = line.rstrip("\n").partition(":")
+            controllers, _, path_of = rest.partition(":")
+            if number == "0" or controllers == "name=systemd":
+                path = path_of
+    parts = path.split("/")
+    name = next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
+    if not name.endswith(".service") or name.startswith("user@") or not name.isprintable():
+        return None
+    return shlex.quote(name), any(part.startswith("user@") for part in parts)
 
 
 def place(holder: Holder) -> str:
@@ -142,7 +241,7 @@ def people(found: list[Holder]) -> str:
     else:
         facts = [f"pid {first.pid}", *([f"user {first.user}"] if first.user else [])]
         command = printable(first.command)
-        tail = f": {command if len(command) <= 100 else command[:99] + '…'}" if command else ""
+        tail = f": {command if len(command) <= 100 else command[:97] + '...'}" if command else ""
         text = f"{printable(first.name) or 'a process'} ({', '.join(facts)}{tail})"
     if others:
         pids = [str(holder.pid) for holder in others if holder.pid is not None]
@@ -191,16 +290,31 @@ def _forbidden(error: ListenError) -> str:
     if isinstance(address, str):
         return _forbidden_path(error, address) if _is_path(address) else ""
     if error.step != "bind":
+        if is_winsock():
+            return "something that guards this machine forbids it: a firewall, or a program against viruses"
         return "something that guards this process forbids it: SELinux, AppArmor, a seccomp filter or a firewall"
-    limit = setting("/proc/sys/net/ipv4/ip_unprivileged_port_start") or "1024"
-    if 0 < address[1] < int(limit):
+    told = setting("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    limit = int(told) if told.isdecimal() else 1024
+    if 0 < address[1] < limit:
+        known = (
+            "net.ipv4.ip_unprivileged_port_start"
+            if told or not is_linux()
+            else ("net.ipv4.ip_unprivileged_port_start, if nobody has changed it: it cannot be read here")
+        )
         return (
-            f"ports below {limit} (net.ipv4.ip_unprivileged_port_start) are not for everybody: take {limit} or above,"
+            f"ports below {limit} ({known}) are not for everybody: take {limit} or above,"
             " or give the right to it, CAP_NET_BIND_SERVICE (`setcap cap_net_bind_service=+ep` on the interpreter, or"
             " AmbientCapabilities= in the systemd unit), or have systemd's socket activation or a proxy in front take"
             f" port {address[1]}"
         )
-    return "port and user are fine, something else forbids it: SELinux (`semanage port -l`), AppArmor, seccomp"
+    if is_winsock():
+        return "something else forbids it: a firewall, or a program that guards this machine"
+    fine = (
+        "port and user are fine"
+        if told or not is_linux()
+        else ("the port may be a privileged one (net.ipv4.ip_unprivileged_port_start cannot be read here); if not")
+    )
+    return f"{fine}, something else forbids it: SELinux (`semanage port -l`), AppArmor, seccomp"
 
 
 def _is_path(address: Address | str) -> bool:
@@ -209,10 +323,7 @@ def _is_path(address: Address | str) -> bool:
 
 def _forbidden_path(error: ListenError, path: str) -> str:
     if error.step == "connect":
-        return (
-            "whether a server lives there cannot be told, as this user may not write to it: start as the user that made"
-            f" it; if none does, remove it (rm {shlex.quote(path)})"
-        )
+        return _forbidden_socket(path)
     if error.step == "chown":
         return "only root gives a socket to another user; a group must be one that this user is in (`id`)"
     if error.step == "link":
@@ -228,15 +339,47 @@ def _forbidden_path(error: ListenError, path: str) -> str:
     return f"the folder of {path} must be one that this user may write to"
 
 
+def _forbidden_socket(path: str) -> str:
+    """A socket that this user may not write to, so that whoever has it cannot be asked."""
+    from ._holders import holders
+
+    owner = _owner(path)
+    try:
+        found = holders(path)
+    except (OSError, ValueError):
+        found = []
+    if found:
+        return (
+            f"{people(found)} has {path}, and this user may not connect to it, or take it over:"
+            f" {_way_out(found, path)} or choose another path"
+        )
+    return (
+        "whether a server lives there cannot be told, as this user may not connect to it; none is seen from here, which"
+        f" says nothing of other containers. Start as the user that made it{owner}, which replaces it if none does, or"
+        " choose another path"
+    )
+
+
+def _owner(path: str) -> str:
+    with contextlib.suppress(OSError, ImportError, KeyError):
+        import pwd
+
+        return f" ({pwd.getpwuid(os.lstat(path).st_uid).pw_name})"  # type: ignore[attr-defined,unused-ignore]
+    return ""
+
+
 def _no_folder(error: ListenError) -> str:
     if not isinstance(error.address, str):
         return ""
     if error.address.startswith("\0"):
         return "abstract names are for Linux: write a path, as in unix:/run/app.sock"
     folder = os.path.dirname(error.address) or "."
-    made = "RuntimeDirectory= in the systemd unit does it for folders in /run"
-    path = _is_path(error.address)
-    return f"there is no folder {folder}: make it (mkdir -p {shlex.quote(folder)}; {made})" if path else ""
+    if not _is_path(error.address):
+        return ""
+    if is_winsock():
+        return f'there is no folder {folder}: make it (mkdir "{folder}")'
+    made = "; RuntimeDirectory= in the systemd unit does it for folders in /run" if is_linux() else ""
+    return f"there is no folder {folder}: make it (mkdir -p {shlex.quote(folder)}{made})"
 
 
 def _no_directory(error: ListenError) -> str:
@@ -346,13 +489,35 @@ def _why_no_ipv6() -> str:
 _NO_IPV6_AT_ALL = "this system has no IPv6 at all (built or started without it)"
 
 
+def _why_no_family(host: str) -> str:
+    """Why there is no socket of the family of this address: the kernel has none, or a filter keeps it from us."""
+    six = ":" in host
+    name = "IPv6" if six else "IPv4"
+    filtered = (
+        f"a filter keeps {name} from this process (seccomp): RestrictAddressFamilies= in the systemd unit has to name"
+        f" {'AF_INET6' if six else 'AF_INET'}, or the container's profile to allow it"
+    )
+    if os.path.exists("/proc/net/if_inet6" if six else "/proc/net/tcp"):
+        return f"this system has {name}, and {filtered}"
+    if _is_filtered():
+        return f"this system has no {name}, or {filtered}"
+    return _NO_IPV6_AT_ALL if six else "this system has no IPv4 at all"
+
+
+def _is_filtered() -> bool:
+    """Does a seccomp filter decide on this process's system calls?"""
+    with contextlib.suppress(OSError), open("/proc/self/status", errors="replace") as lines:
+        return any(line.split() == ["Seccomp:", "2"] for line in lines)
+    return False
+
+
 def why_left_out(address: Address | str, error: OSError) -> OSError:
     """For `Listeners.left_out`: the same error, whose text says why this machine has not the address."""
     if isinstance(address, str):
         return error
     host = str(address[0])
     if error.errno == errno.EAFNOSUPPORT:
-        why = _NO_IPV6_AT_ALL if ":" in host else "this system has no IPv4 at all"
+        why = _why_no_family(host)
     elif error.errno == errno.EADDRNOTAVAIL:
         mine = local_addresses()
         if any((":" in one) == (":" in host) for one in mine):
@@ -373,7 +538,7 @@ def local_addresses() -> list[str]:
 def _here() -> list[tuple[str, int]]:
     """The addresses of this machine, each with the number of its interface, or 0 where that is not told."""
     found = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, struct.error):
         for body in _netlink.dump(_netlink.ROUTE, 22, bytes(8)):  # RTM_GETADDR
             told = _netlink.attributes(body[8:])
             packed = told.get(2) or told.get(1) or b""  # IFA_LOCAL, which differs on point-to-point links; IFA_ADDRESS
@@ -381,6 +546,8 @@ def _here() -> list[tuple[str, int]]:
             if family is not None:
                 found.append((socket.inet_ntop(family, packed), int.from_bytes(body[4:8], sys.byteorder)))
         return found
+    if is_linux():
+        return _addresses_in_proc()  # by its own name Linux mostly knows one address of many
     with contextlib.suppress(OSError):
         entries: Any = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
         told_by_name = [
@@ -390,9 +557,29 @@ def _here() -> list[tuple[str, int]]:
     return []
 
 
+def _addresses_in_proc() -> list[str]:
+    """All of them, where netlink may not be asked; none where one of the two tables cannot be read."""
+    try:
+        with open("/proc/net/fib_trie") as lines:
+            words = [line.split() for line in lines]
+        four = [before[1] for before, line in itertools.pairwise(words) if line[:3] == ["/32", "host", "LOCAL"]]
+        six = []
+        if os.path.exists("/proc/net/if_inet6"):
+            with open("/proc/net/if_inet6") as lines:
+                six = [socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in lines]
+    except (OSError, ValueError, IndexError):
+        return []
+    return list(dict.fromkeys(four + six))
+
+
 def _no_family(error: ListenError) -> str:
     if not isinstance(error.address, str) and ":" in error.address[0]:
-        return f"{_NO_IPV6_AT_ALL}: bind IPv4, as 0.0.0.0 or 127.0.0.1"
+        return f"{_why_no_family(error.address[0])}: bind IPv4, as 0.0.0.0 or 127.0.0.1"
+    if _is_filtered():
+        return (
+            "this system has no such address family, or a filter keeps it from this process (seccomp):"
+            " RestrictAddressFamilies= in the systemd unit, or the container's profile, has to allow it"
+        )
     return "this system has no such address family"
 
 
@@ -432,15 +619,23 @@ def _invalid(error: ListenError) -> str:
     return _no_folder(error) if str(error.address).startswith("\0") else ""
 
 
+def _no_socket(error: ListenError) -> str:
+    if not str(error.address).startswith("fd://"):
+        return ""
+    return "the descriptor is open, and something else than a socket: see to its number"
+
+
 def _no_descriptor(error: ListenError) -> str:
     if not str(error.address).startswith("fd://"):
         return ""
+    if is_winsock():
+        return "whoever starts this process has to pass it on: set_inheritable(), and close_fds=False of subprocess"
     return "whoever starts this process has to pass it on: pass_fds= of subprocess, set_inheritable() before an exec"
 
 
 _BY_NUMBER = {
     errno.EBADF: _no_descriptor,
-    errno.ENOTSOCK: _no_descriptor,
+    errno.ENOTSOCK: _no_socket,
     errno.EACCES: _forbidden,
     errno.EPERM: _forbidden,
     errno.EADDRNOTAVAIL: _not_here,

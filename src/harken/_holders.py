@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ._resolve import AddrInfo
     from ._types import Address
 
+NOT_FOR_US = (
+    "who has an address cannot be told here: the kernel's tables (netlink, /proc/net) are kept from this process"
+)
 NO_TABLE = "who has an address cannot be told here without psutil: pip install 'harken[psutil]'"
 
 
@@ -300,15 +303,18 @@ _STATES = {
 def _on_ports(ports: range) -> list[Held]:
     """Every TCP socket with one of these local ports."""
     table: Callable[[range], list[Held]]
+    why = NO_TABLE
     for table in (by_sock_diag, by_proc, by_psutil):
         try:
             return table(ports)
         except ImportError:
             pass
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        except (OSError, struct.error, ValueError, IndexError) as error:  # forbidden, or not what Linux itself says
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise  # the table is there, and cannot be opened now
-    raise OSError(errno.ENOTSUP, NO_TABLE)
+            if hasattr(socket, "AF_NETLINK"):
+                why = NOT_FOR_US
+    raise OSError(errno.ENOTSUP, why)
 
 
 _DIAG_V6ONLY = 11
@@ -397,11 +403,11 @@ _UNIX_NAME, _UNIX_PATH, _UNIX_USER = 0, 1, 7
 
 def _on_path(path: str) -> list[Held]:
     """Every unix socket that is bound to this path."""
-    with contextlib.suppress(OSError):
-        return _unix_by_sock_diag(path)
-    with contextlib.suppress(OSError):
-        return _unix_by_proc(path)
-    raise OSError(errno.ENOTSUP, "who has a unix socket can only be told on Linux")
+    for table in (_unix_by_sock_diag, _unix_by_proc):
+        with contextlib.suppress(OSError, struct.error, ValueError, IndexError):
+            return table(path)
+    why = NOT_FOR_US if hasattr(socket, "AF_NETLINK") else "who has a unix socket can only be told on Linux"
+    raise OSError(errno.ENOTSUP, why)
 
 
 def _unix_by_sock_diag(path: str) -> list[Held]:
@@ -491,8 +497,8 @@ class Owners:
             pids = {pid for pid, _ in found}
             if len(pids) > 1:
                 return True
-            for pid, handle in found[:1]:
-                if _is_orphan(pid) or (_is_ours(pid) and _crosses_exec(pid, handle)):
+            for pid, about in found[:1]:
+                if _is_orphan(pid) or (_is_ours(pid) and _crosses_exec(about)):
                     return True
         told = {held.pid for held in sockets if held.pid is not None}
         if not told:
@@ -519,27 +525,36 @@ def _interface(device: int) -> str | None:
 
 
 def _processes(inodes: set[int]) -> dict[int, list[tuple[int, str]]]:
-    """inode → the processes that have it, each with the number of a file descriptor."""
+    """inode → the processes that have it, each with what ``/proc`` tells of a file descriptor."""
     found: dict[int, list[tuple[int, str]]] = {}
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    if not wanted:
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdigit()] if wanted else []
+    except OSError:
         return found
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit():
-            continue
-        folder = f"/proc/{pid}/fd/"
+    for pid in pids:
         try:
-            handles = os.listdir(folder)
+            folders = {f"/proc/{pid}": os.listdir(f"/proc/{pid}/fd")}
         except OSError:
             continue  # it ended, or is another user's
-        for handle in handles:
-            try:
-                inode = wanted.get(os.readlink(folder + handle))
-            except OSError:
-                continue
-            if inode is not None:
-                found.setdefault(inode, []).append((int(pid), handle))
+        if not any(folders.values()):
+            # The first thread has ended, and with it went its table; the others go on with theirs.
+            tasks = (f"/proc/{pid}/task/{thread}" for thread in _listed(f"/proc/{pid}/task"))
+            folders = {task: _listed(f"{task}/fd") for task in tasks}
+        for folder, handles in folders.items():
+            for handle in handles:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    inode = wanted.get(os.readlink(f"{folder}/fd/{handle}"))
+                    if inode is not None:
+                        found.setdefault(inode, []).append((int(pid), f"{folder}/fdinfo/{handle}"))
     return found
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _about(pid: int) -> tuple[str, str | None, str]:
@@ -554,9 +569,13 @@ def _about(pid: int) -> tuple[str, str | None, str]:
                 elif key == "Uid":
                     user = _user(int(value.split()[1]))  # the effective one
                     break
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().rstrip(b"\0").split(b"\0")
-        command = shlex.join(map(os.fsdecode, words)) if words != [b""] else ""
+        # It goes with the first thread, and the others have it still.
+        for folder in (f"/proc/{pid}", *(f"/proc/{pid}/task/{thread}" for thread in _listed(f"/proc/{pid}/task"))):
+            with open(f"{folder}/cmdline", "rb") as file:
+                words = file.read().rstrip(b"\0").split(b"\0")
+            if words != [b""]:
+                command = shlex.join(map(os.fsdecode, words))
+                break
     return name, user, command
 
 
@@ -612,9 +631,9 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
-def _crosses_exec(pid: int, handle: str) -> bool:
+def _crosses_exec(about: str) -> bool:
     try:
-        with open(f"/proc/{pid}/fdinfo/{handle}") as lines:
+        with open(about) as lines:
             flags = next(line for line in lines if line.startswith("flags:"))
     except (OSError, StopIteration):
         return False

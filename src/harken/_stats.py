@@ -143,9 +143,9 @@ def _dropped() -> tuple[int | None, int | None]:
     try:
         with open("/proc/net/netstat", "rb") as table:  # as bytes: a codec might have to be loaded
             lines = [line.split() for line in table if line.startswith(b"TcpExt:")]
-    except OSError:
-        return None, None
-    counters = dict(zip(*lines, strict=True))
+        counters = dict(zip(*lines, strict=True))
+    except (OSError, TypeError, ValueError):
+        return None, None  # hidden, or not what Linux writes
     overflows, drops = counters.get(b"ListenOverflows"), counters.get(b"ListenDrops")
     return None if overflows is None else int(overflows), None if drops is None else int(drops)
 
