@@ -770,7 +770,7 @@ cdef object error_of(int number):
 
 
 cdef int fail_to_resolve(tuple bind, object reason) except -1:
-    error = failure("getaddrinfo", bind[3], reason)
+    error = failure("getaddrinfo", bind[3], reason if isinstance(reason, OSError) else error_of(reason))
     error._named = bind[0], bind[1]  # for its hint, which then need not read the text again
     raise error from None
 

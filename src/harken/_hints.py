@@ -557,19 +557,21 @@ def _here() -> list[tuple[str, int]]:
     return []
 
 
-def _addresses_in_proc() -> list[str]:
+def _addresses_in_proc() -> list[tuple[str, int]]:
     """All of them, where netlink may not be asked; none where one of the two tables cannot be read."""
     try:
         with open("/proc/net/fib_trie") as lines:
             words = [line.split() for line in lines]
-        four = [before[1] for before, line in itertools.pairwise(words) if line[:3] == ["/32", "host", "LOCAL"]]
-        six = []
+        local = [before[1] for before, line in itertools.pairwise(words) if line[:3] == ["/32", "host", "LOCAL"]]
+        found = [(address, 0) for address in local]
         if os.path.exists("/proc/net/if_inet6"):
             with open("/proc/net/if_inet6") as lines:
-                six = [socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])) for line in lines]
+                for line in lines:
+                    digits, index = line.split()[:2]
+                    found.append((socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)), int(index, 16)))
     except (OSError, ValueError, IndexError):
         return []
-    return list(dict.fromkeys(four + six))
+    return list(dict.fromkeys(found))
 
 
 def _no_family(error: ListenError) -> str:
