@@ -17,6 +17,8 @@ from asyncio.selector_events import BaseSelectorEventLoop
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
+from ._socket import empty, lend, move
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -47,6 +49,7 @@ def _by_asyncio(server: Server, connection: Socket | socket.socket) -> None:
     loop: Any = server._loop
     held = Held(server)
     try:
+        server._held.add(held)
         if server._tls:
             tls = server._tls
             transport = loop._make_ssl_transport(
@@ -55,7 +58,9 @@ def _by_asyncio(server: Server, connection: Socket | socket.socket) -> None:
             )  # fmt: skip
         else:
             transport = loop._make_socket_transport(connection, protocol, server=held)
+        held.client = weakref.ref(transport, held._detach)
     except BaseException as error:
+        server._held.discard(held)
         half = getattr(loop, "_transports", {}).get(connection.fileno()) if held.begun else None
         if half is not None:  # asyncio would refuse the next connection with this number
             half.set_protocol(asyncio.Protocol())
@@ -64,13 +69,10 @@ def _by_asyncio(server: Server, connection: Socket | socket.socket) -> None:
         if isinstance(error, OSError):  # it has died meanwhile: some systems refuse to set an option then
             return
         raise
-    held.client = weakref.ref(transport, held._detach)
-    server._held.add(held)
 
 
 def _by_proactor(server: Server, connection: Socket) -> None:
-    sock = Tracked.of(connection)
-    sock.tell = server._let_go
+    sock = Tracked.of(connection, server._let_go)
     try:
         _by_asyncio(server, sock)
     except BaseException:
@@ -80,7 +82,8 @@ def _by_proactor(server: Server, connection: Socket) -> None:
 
 def _by_any(server: Server, connection: Socket) -> None:
     protocol = server._protocol()
-    sock = Tracked.of(connection)
+    sock: Any = None
+    coroutine: Any = None
 
     async def begin() -> None:
         try:
@@ -89,21 +92,48 @@ def _by_any(server: Server, connection: Socket) -> None:
             sock.close()
             server._failed(error)
 
-    sock.client, sock.tell = server._loop.create_task(begin()), server._given_back
-    server._held.add(sock)
+    def ended(_: object) -> None:
+        sock.task = None
+        if sock.client is None:  # it was cancelled before its first step, which would have closed this
+            sock.close()
+
+    try:
+        sock = Tracked.of(connection, server._given_back)
+        # Before there is a task: with an eager task factory it may have come to its end when it is returned.
+        server._held.add(sock)
+        coroutine = begin()
+        task = server._loop.create_task(coroutine)
+        if not task.done():
+            sock.task = task
+            task.add_done_callback(ended)
+    except BaseException:
+        if coroutine is not None:
+            coroutine.close()
+        if sock is not None:
+            sock.close()
+        raise
 
 
 def _by_uvloop(server: Server, connection: Socket) -> None:
     protocol = server._protocol()
     lent: Any = Lent(server, connection)
-    coroutine = server._loop.connect_accepted_socket(lambda: protocol, lent, **server._tls)
-    # Whatever is wrong with the connection or the arguments is found out in the first step, before uvloop has the
-    # descriptor; from then on it is uvloop's.
-    future = coroutine.send(None)
-    connection.detach()
-    lent.coroutine, lent.open = coroutine, True
-    server._held.add(lent)
-    lent.wait_for(future)
+    coroutine: Any = None
+    try:
+        coroutine = server._loop.connect_accepted_socket(lambda: protocol, lent, **server._tls)
+        lent.coroutine, lent.open = coroutine, True
+        server._held.add(lent)
+        # Whatever is wrong with the connection or the arguments is found out in the first step, before uvloop has the
+        # descriptor; from then on it is uvloop's.
+        lent.wait_for(lend(connection, coroutine))
+    except BaseException:
+        if connection.fileno() < 0:  # an interrupt came right then: uvloop has a transport, which begins now
+            server._loop.call_soon(lent.go_on)
+        else:
+            lent.coroutine, lent.open = None, False
+            server._held.discard(lent)
+            if coroutine is not None:
+                coroutine.close()
+        raise
 
 
 class Held:
@@ -134,22 +164,20 @@ class Held:
 class Tracked(socket.socket):
     """An accepted connection for a loop that wants a ``socket.socket``. It tells when it is closed or given away."""
 
-    __slots__ = ("client", "tell")
+    __slots__ = ("client", "task", "tell")
 
     client: Any
+    """The transport."""
+    task: Any
+    """What makes it."""
     tell: Callable[[Tracked], None] | None
 
     @classmethod
-    def of(cls, connection: Socket) -> Self:
-        self = cls(connection.family, connection.type, connection.proto, connection.fileno())
-        self.client = self.tell = None
-        try:
-            self.setblocking(False)
-        except BaseException:
-            self.detach()  # the connection has it still
-            raise
-        connection.detach()
-        return self
+    def of(cls, connection: Socket, tell: Callable[[Tracked], None]) -> Self:
+        self = empty(cls)
+        self.client = self.task = None
+        self.tell = tell
+        return move(connection, self, 0)
 
     def close(self) -> None:
         super().close()
@@ -161,14 +189,15 @@ class Tracked(socket.socket):
         return number
 
     def __del__(self) -> None:
-        super().__del__()  # type: ignore[misc]
-        self._told()
+        if self.fileno() >= 0:  # else there is nothing to tell: closed, given away, or never moved here
+            super().__del__()  # type: ignore[misc]
+            self._told()
 
     def end(self, what: str) -> None:
-        if isinstance(self.client, asyncio.Task):  # has no transport yet
-            self.client.cancel()
-        elif self.client is not None:
+        if self.client is not None:
             getattr(self.client, what)()
+        elif self.task is not None:
+            self.task.cancel()
 
     def _told(self) -> None:
         tell, self.tell, self.client = self.tell, None, None

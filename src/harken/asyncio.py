@@ -41,7 +41,7 @@ from ._inherit import adopt
 from ._listen import bind
 from ._listener import Listener, Listeners
 from ._options import Options
-from ._socket import Socket, describe, queue_of, state_of
+from ._socket import Socket, describe, let_go, queue_of, state_of
 from ._system import AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._transport import way
 from ._types import Address, OnOverload
@@ -349,7 +349,13 @@ def _from_sockets(given: Sequence[Any]) -> list[Socket]:
 def _adopted(sock: Any) -> Socket:
     """One without an address gets a free port from listen(2)."""
     if describe(sock.fileno())[2] == "new":
-        return Socket(fileno=sock.detach())
+        made = Socket(fileno=sock.fileno())
+        try:
+            sock.detach()
+        except BaseException:
+            let_go(made)
+            raise
+        return made
     return adopt(sock)
 
 
@@ -439,8 +445,10 @@ class Server(asyncio.AbstractServer):
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:  # Python's end may have taken the module
         # The loop was closed while this served, or it never served.
         if getattr(self, "_listeners", None) is not None:
-            _warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
-            self._stop()
+            try:
+                _warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
+            finally:
+                self._stop()
 
     # ------------------------------------------------------------------ as asyncio.Server
 
@@ -652,25 +660,27 @@ class Server(asyncio.AbstractServer):
             self._hand_over(connections)
 
     def _hand_over(self, connections: Iterable[Socket], held: bool = False) -> None:
-        if not held:
-            self._batches += 1  # a factory may close the server before it has got the rest
         left = iter(connections)
-        connect = self._connect
         try:
+            if not held:
+                self._batches, held = self._batches + 1, True  # a factory may close the server before it has the rest
             for connection in left:
-                try:
-                    # In a context of its own, as if it were a task.
-                    copy_context().run(connect, self, connection)
-                except BaseException as error:
-                    connection.close()
-                    if isinstance(error, _FATAL):
-                        raise
-                    self._report("Error on transport creation for incoming connection", error)
+                self._begin_one(connection)
+            self._batches, held = self._batches - 1, False
+            self._wake_if_over()
         except BaseException:  # the loop stops; if it goes on, so does this
-            self._loop.call_soon(self._hand_over, left, True)
+            self._loop.call_soon(self._hand_over, left, held)
             raise
-        self._batches -= 1
-        self._wake_if_over()
+
+    def _begin_one(self, connection: Socket) -> None:
+        try:
+            # In a context of its own, as if it were a task.
+            copy_context().run(self._connect, self, connection)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, _FATAL):
+                raise
+            self._report("Error on transport creation for incoming connection", error)
 
     def _report(self, message: str, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error, "server": self})
