@@ -18,7 +18,7 @@ the engine has none, by a thread that waits. How a connection gets to the loop i
 from __future__ import annotations
 
 import asyncio
-import encodings.idna  # noqa: F401 - a name that is not ASCII would import it on the loop's thread
+import concurrent.futures.thread  # noqa: F401 - asyncio imports it at the first look-up, on the loop's thread
 import sys
 import threading
 import warnings
@@ -30,8 +30,6 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Never, Self, TypeVar
 
-# Some of these are for errors, overload and options only. They are read now, not on a loop's thread.
-from . import _hints, _holders, _netlink, _overload, _plan, _unix  # noqa: F401
 from ._acceptor import Acceptor
 from ._aside import aside, can_wait, close_all, explained, wait_for_paths
 from ._bind import Bind
@@ -40,6 +38,7 @@ from ._hosts import binds_of
 from ._inherit import adopt
 from ._listen import bind
 from ._listener import Listener, Listeners
+from ._loading import PARTS, idna, load
 from ._options import Options
 from ._socket import Socket, describe, let_go, queue_of, state_of
 from ._system import AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
@@ -55,6 +54,11 @@ if TYPE_CHECKING:
     from ._transport import Held, Lent, Tracked
 
 __all__ = ["Server", "create_server", "start_server"]
+
+# What is for options, errors and other names is loaded now, and not on a loop's thread.
+for _part in PARTS:
+    load(f"harken.{_part}")
+idna("harken\u00e9")
 
 _FATAL = (SystemExit, KeyboardInterrupt)
 _AGES = 30 * 365 * 86400.0  # seconds; uvloop takes no more than a hundred years
