@@ -207,6 +207,7 @@ static void walk(const char *node, int family)
         CHECK(queued == 0 && limit > 0);
     else
         CHECK(queued == -1 && limit == -1);
+    CHECK(net_drops(listener, &queued) == 0 ? queued == 0 : queued == -1);
     CHECK(net_blocking(listener, 0) == 0);
 
     length = sizeof address;
@@ -277,6 +278,8 @@ static void failures_leave_nothing(void)
     CHECK(net_exclusive(dead, 1) == (NET_EXCLUSIVE_IS_A_CHOICE ? NET_EBADF : 0)); /* nothing to do is done */
     CHECK(net_hold(dead, AF_INET, 1) == (NET_JOINS_LATE ? NET_EBADF : 0));
     CHECK(net_queue(dead, &queued, &limit) != 0 && queued == -1 && limit == -1);
+    queued = STALE;
+    CHECK(net_drops(dead, &queued) != 0 && queued == -1);
     CHECK(net_listener_defaults(dead, AF_INET) == NET_EBADF);
     CHECK(net_scope_name(0x7ffffff0, (char *)&name) != 0);
 }

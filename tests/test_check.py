@@ -738,6 +738,24 @@ def test_which_backlog_would_be_granted_is_told(asked: int, granted: int | None)
     assert (f"net.core.somaxconn grants {most}" in row["note"]) == (granted is None)
 
 
+@linux_only
+@pytest.mark.parametrize(
+    ("port", "reserved", "warned"),
+    [(40000, "", True), (40999, "", True), (39999, "", False), (41000, "", False), (40500, "40400-40500", False),
+     (40500, "1,40500", False), (40500, "40501", True), (0, "", False)],
+)  # fmt: skip
+def test_a_port_that_connections_may_take_is_warned_of(port: int, reserved: str, warned: bool) -> None:
+    setup = f"""
+        echo 40000 40999 > /proc/sys/net/ipv4/ip_local_port_range
+        echo '{reserved}' > /proc/sys/net/ipv4/ip_local_reserved_ports
+    """
+    told = run(IN_A_CHILD + f"    tell(**compare('127.0.0.1:{port}'))\n", setup=setup)
+    assert agrees(told) == ["free"]
+    note = told["rows"][0]["note"]
+    assert ("net.ipv4.ip_local_port_range" in note) == warned
+    assert (f"ip_local_reserved_ports={reserved}{',' if reserved else ''}{port}`" in note) == warned
+
+
 # ---------------------------------------------------------------------------- inherited
 
 

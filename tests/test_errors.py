@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import harken
-from children import NOBODY, needs_root, needs_table, run, running, server
+from children import NOBODY, REFUSE_FAMILY, needs_root, needs_seccomp, needs_table, run, running, server
 from harken import Holder, _hints, _holders
 from harken._errors import failure
 from machine import LINUX, linux_only, needs_ipv6, posix_only
@@ -72,6 +72,40 @@ def test_connections_that_ended_are_the_cause() -> None:
     (holder,) = error.holders
     assert (error.cause, holder.pid, holder.user, holder.state) == ("time-wait", None, None, "time-wait")
     assert "SO_REUSEADDR" in error.hint
+
+
+@linux_only
+def test_connections_that_went_out_from_a_port_are_told_as_the_cause() -> None:
+    program = """
+        import harken
+        server = socket.create_server(("127.0.0.1", 5000))
+        client = socket.socket()
+        client.connect(("127.0.0.1", 5000))
+        port = client.getsockname()[1]
+        connection, _ = server.accept()
+        def told(bind):
+            try:
+                harken.listen(bind).close()
+            except harken.AddressInUseError as error:
+                return [error.cause, error.hint]
+        open_ = told(f"127.0.0.1:{port}")
+        client.close()  # first, so that its side waits
+        connection.recv(1)
+        connection.close()
+        server.close()
+        closed = told(f"127.0.0.1:{port}")
+        open("/proc/sys/net/ipv4/ip_local_reserved_ports", "w").write(f"1-5,{port},60000")
+        tell(port=port, open=open_, closed=closed, reserved=told(f"127.0.0.1:{port}"), low=told("127.0.0.1:5000"))
+    """
+    told = run(program, setup="echo 40000 40999 > /proc/sys/net/ipv4/ip_local_port_range")
+    given = "The system gives the ports 40000 to 40999 (net.ipv4.ip_local_port_range) to connections that go out"
+    for which, cause in (("open", "bound"), ("closed", "time-wait")):
+        assert told[which][0] == cause
+        assert given in told[which][1]
+        assert f"`sysctl -w net.ipv4.ip_local_reserved_ports={told['port']}`" in told[which][1]
+    assert told["reserved"][0] == "time-wait"
+    assert given not in told["reserved"][1]
+    assert told["low"] is None
 
 
 @needs_table
@@ -508,6 +542,84 @@ def test_the_addresses_are_those_of_the_machine() -> None:
     told = run(program, namespace=True)
     assert told["hint"].startswith("this machine has 127.0.0.1, 198.51.100.7, ")
     assert "not 198.51.100.8" in told["hint"]
+
+
+@linux_only
+@needs_root
+@needs_ipv6
+@needs_seccomp
+@pytest.mark.parametrize("netlink", [True, False])
+@pytest.mark.parametrize(
+    ("options", "bind"),
+    [
+        ("", "[2001:db8::10]:8080"),
+        ("", "[fe80::10%va]:8080"),
+        ("nodad", "[2001:db8::10]:8080"),
+        ("", "[2001:db8::11]:8080"),
+    ],
+)
+def test_an_address_that_is_being_checked_for_duplicates_says_so(options: str, bind: str, netlink: bool) -> None:
+    """As long as the other end of the link is down."""
+    program = (
+        REFUSE_FAMILY
+        + f"""
+import errno, harken
+{"" if netlink else "refuse_family(socket.AF_NETLINK, errno.EPERM)"}
+attempt("{bind}")
+harken.listen("{bind}?freebind=1").close()
+"""
+    )
+    setup = f"""
+        ip link add va type veth peer name vb
+        ip link set va up
+        ip address add 2001:db8::10/64 dev va {options}
+        ip address add fe80::10/64 dev va {options}
+    """
+    told = run(program, setup=setup)
+    if options:
+        assert told["step"] is None
+    elif "::11" in bind:
+        assert "duplicates" not in told["hint"]
+    else:
+        host = bind[1:].partition("]")[0].partition("%")[0]
+        assert told["hint"].startswith(f"va has {host}, which is still being checked for duplicates: try again")
+        assert "`nodad`" in told["hint"]
+        assert "?freebind=1" in told["hint"]
+
+
+@linux_only
+@needs_root
+@needs_ipv6
+def test_an_address_that_another_machine_has_says_so() -> None:
+    program = """
+        def ip(words):
+            subprocess.run(["ip", *words.split()], check=True)
+        program = "import sys; print(flush=True); sys.stdin.read()"
+        command = ["unshare", "-n", sys.executable, "-c", program]
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        other.stdout.readline()
+        ip(f"link add near type veth peer name far netns {other.pid}")
+        there = ["nsenter", "-t", str(other.pid), "-n", "ip"]
+        subprocess.run([*there, "address", "add", "2001:db8::10/64", "dev", "far", "nodad"], check=True)
+        subprocess.run([*there, "link", "set", "far", "up"], check=True)
+        ip("link set near up")
+        ip("address add 2001:db8::10/64 dev near")
+        monitor = ["ip", "-6", "address", "show", "dev", "near", "dadfailed"]
+        while not subprocess.run(monitor, capture_output=True, check=True).stdout:
+            pass
+        attempt("[2001:db8::10]:8080")
+        from harken.__main__ import main
+        import contextlib, io
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            main(["check", "--json", "[2001:db8::10]:8080"])
+        tell(checked=out.getvalue())
+        other.communicate()
+    """
+    told = run(program, namespace=True)
+    assert told["number"] == errno.EADDRNOTAVAIL
+    assert told["hint"].startswith("near has 2001:db8::10, and so has another machine there")
+    assert told["hint"] in told["checked"]
 
 
 @linux_only

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import harken
+from children import run
 from machine import linux_only
 
 pytestmark = linux_only
@@ -102,3 +103,31 @@ def test_where_the_kernel_may_not_be_asked_it_is_none(monkeypatch: pytest.Monkey
 def test_the_counters_of_tcp_are_told_for_tcp() -> None:
     with harken.listen("127.0.0.1:0") as (listener,):
         assert None not in facts(listener)
+        assert facts(listener)[2:] == (0, 0)
+
+
+def test_drops_are_those_of_the_listener_itself() -> None:
+    """In a network of its own, so that what the whole of it counts is what these listeners did."""
+    told = run(
+        """
+        import harken
+        (busy,), (idle,), (other,) = [harken.listen("127.0.0.1:0", backlog=backlog) for backlog in (1, 1, 100)]
+        clients = [socket.socket() for _ in range(12)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(busy.address)  # none waits for it
+        busy.settimeout(20)
+        names = "queued", "backlog", "overflows", "drops", "namespace_overflows", "namespace_drops"
+        tell(**{which: {name: getattr(one.stats(), name) for name in names}
+                for which, one in (("busy", busy), ("idle", idle), ("other", other))},
+             shown=repr(idle.stats()), shared=harken.stats(os.dup(busy.fileno())).drops)
+    """,
+        namespace=True,
+    )
+    busy, idle, other = told["busy"], told["idle"], told["other"]
+    assert busy["overflows"] == busy["drops"] >= 10
+    assert told["shared"] >= 10  # it is the socket's, whoever asks
+    for one in (idle, other):
+        assert (one["queued"], one["overflows"], one["drops"]) == (0, 0, 0)
+        assert one["namespace_drops"] >= one["namespace_overflows"] >= 10
+    assert told["shown"].startswith("ListenerStats(queued=0, backlog=1, overflows=0, drops=0, namespace_overflows=")

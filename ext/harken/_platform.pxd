@@ -109,6 +109,7 @@ cdef extern from "platform/net.h" nogil:
     int net_hold(net_socket_t s, int family, bint on)
     int net_backlog(int wished)
     int net_queue(net_socket_t s, long *queued, long *limit)
+    int net_drops(net_socket_t s, long *drops)
     int net_scope_name(unsigned int index, char *name)
     bint net_vsock_put(net_address_t *address, unsigned int cid, unsigned int port, net_length_t *length)
     bint net_vsock_get(const sockaddr *address, unsigned int *cid, unsigned int *port)

@@ -1030,6 +1030,13 @@ def queue_of(handle):
     return (None if queued < 0 else queued), (None if limit < 0 else limit)
 
 
+def drops_of(handle):
+    """How many connections this socket has dropped; None where the system does not tell."""
+    cdef long drops = -1
+    cdef net_socket_t sock = c.NET_INVALID if handle < 0 else handle
+    return drops if c.net_drops(sock, &drops) == 0 else None
+
+
 cdef object closed_each(tuple sockets, void *nothing):
     cdef int error = 0
     cdef Py_ssize_t n

@@ -28,7 +28,7 @@ from . import _holders, _inherit, _unix
 from ._bind import Bind
 from ._collision import interface_of, of_call
 from ._errors import AddressInUseError, ListenError, failure
-from ._hints import outgoing_ports, setting
+from ._hints import outgoing_ports, reserving, setting
 from ._holders import Own, twin
 from ._listen import try_out
 from ._options import for_binds
@@ -378,8 +378,7 @@ def _lent(address: Any) -> str:
         return ""
     return (
         f"a connection that goes out from this machine may be given this port first, which is one of {found[0]} to"
-        f" {found[1]} (net.ipv4.ip_local_port_range): choose one below, or reserve it"
-        f" (`sysctl -w net.ipv4.ip_local_reserved_ports={address[1]}`)"
+        f" {found[1]} (net.ipv4.ip_local_port_range): choose one below, or reserve it (`{reserving(address[1])}`)"
     )
 
 

@@ -115,13 +115,11 @@ def _closing(address: Address | str) -> str:
 
 def _given_to_connections(address: Address | str) -> str:
     """That the system gives this port to connections that go out, where it does."""
-    lent = None if isinstance(address, str) else outgoing_ports(address[1])
-    if lent is None:
+    if isinstance(address, str) or (lent := outgoing_ports(address[1])) is None:
         return ""
     return (
         f"The system gives the ports {lent[0]} to {lent[1]} (net.ipv4.ip_local_port_range) to connections that go out"
-        " from this machine: choose one below, or reserve it"
-        f" (`sysctl -w net.ipv4.ip_local_reserved_ports={address[1]}`)"
+        f" from this machine: choose one below, or reserve it (`{reserving(address[1])}`)"
     )
 
 
@@ -416,6 +414,8 @@ def _not_here(error: ListenError) -> str:
         own = "`*` stands for this machine's own context, and `local`, its loopback, needs the module vsock_loopback"
         return own if error.address.startswith("vsock://") else ""
     host, port = error.address[:2]
+    if unready := _unready(error.address):
+        return unready
     mine, packed = _here(), _packed(host)
     if ":" in host and mine and not any(":" in one for one, _ in mine):
         loopback = "127.0.0.1 in its place" if packed == _LOOPBACK_6 else "an IPv4 address"
@@ -432,6 +432,48 @@ def _not_here(error: ListenError) -> str:
     told = [scoped(one, index) if takes_scope(one) else one for one, index in mine]
     more = f" and {len(told) - 8} more" if len(told) > 8 else ""
     return f"this machine has {', '.join(told[:8])}{more}, not {host}: bind one of these; {later}"
+
+
+_OPTIMISTIC, _FAILED, _TENTATIVE = 0x04, 0x08, 0x40
+
+
+def _unready(address: Address) -> str:
+    """Of an IPv6 address that an interface has, and that cannot be bound yet, as it may be another machine's too."""
+    packed, scope = _packed(str(address[0])), address[3] if len(address) > 3 else 0
+    for one, index, flags in _flags_of_addresses() if len(packed) == 16 else ():
+        if one != packed or scope not in (0, index):
+            continue
+        name = str(index)
+        with contextlib.suppress(OSError):
+            name = socket.if_indextoname(index)
+        if flags & _FAILED:
+            return (
+                f"{name} has {address[0]}, and so has another machine there, which was first (duplicate address"
+                " detection has failed): take it from one of them, and give this one another"
+            )
+        if flags & _TENTATIVE and not flags & _OPTIMISTIC:
+            return (
+                f"{name} has {address[0]}, which is still being checked for duplicates: try again in a second or two"
+                " (while the link is down it stays so), add the address with `nodad`, or bind it already, with"
+                " ?freebind=1"
+            )
+    return ""
+
+
+def _flags_of_addresses() -> list[tuple[bytes, int, int]]:
+    """IPv6 addresses with their interfaces and flags; none where the system does not tell."""
+    found = []
+    with contextlib.suppress(OSError, struct.error):
+        for body in _netlink.dump(_netlink.ROUTE, 22, bytes([socket.AF_INET6, *bytes(7)])):  # RTM_GETADDR
+            told = _netlink.attributes(body[8:])
+            (flags,) = struct.unpack("=I", told[8]) if len(told.get(8, b"")) == 4 else body[2:3]  # IFA_FLAGS
+            found.append((told.get(2) or told.get(1) or b"", *struct.unpack_from("=I", body, 4), flags))
+        return found
+    with contextlib.suppress(OSError, ValueError), open("/proc/net/if_inet6") as lines:
+        for line in lines:
+            digits, index, _, _, flags_of, _ = line.split()
+            found.append((bytes.fromhex(digits), int(index, 16), int(flags_of, 16)))
+    return found
 
 
 _LOOPBACK_6 = bytes(15) + b"\x01"
@@ -674,6 +716,12 @@ def outgoing_ports(port: int) -> tuple[int, int] | None:
     except ValueError:
         return None
     return (first, last) if first <= port <= last and not _is_reserved(port) else None
+
+
+def reserving(port: int) -> str:
+    """The command that keeps a port from them, and others that are kept already."""
+    kept = setting("/proc/sys/net/ipv4/ip_local_reserved_ports")
+    return f"sysctl -w net.ipv4.ip_local_reserved_ports={kept}{',' if kept else ''}{port}"
 
 
 def _is_reserved(port: int) -> bool:

@@ -6,7 +6,7 @@ import os
 from _warnings import warn  # of C, as warnings has it: that module may not be loaded yet, and now be out of reach
 
 from ._loading import load
-from ._socket import describe, queue_of
+from ._socket import describe, drops_of, queue_of
 from ._system import AF_INET, AF_INET6, AF_UNIX
 
 TYPE_CHECKING = False
@@ -19,29 +19,47 @@ if TYPE_CHECKING:
 
 
 class ListenerStats:
-    """What the system tells of a listener; None for what it does not tell."""
+    """What the system tells of a listener; None for what it does not tell. Counters begin when the socket is made, and
+    those of the namespace with it; it is the change between two readings that tells something."""
 
-    __slots__ = ("backlog", "drops", "overflows", "queued")
+    __slots__ = ("backlog", "drops", "namespace_drops", "namespace_overflows", "overflows", "queued")
 
     queued: int | None
     """Connections that are established and wait for accept(): Linux, FreeBSD."""
     backlog: int | None
     """How many may wait: Linux, FreeBSD. When it is full, Linux leaves clients to try again, Windows refuses them."""
     overflows: int | None
-    """How often a connection found its queue full: of all TCP listeners in this network namespace of Linux together,
-    since it was made. It is the change between two readings that tells something. None for a unix socket."""
+    """At the most how often a connection found the queue of this TCP listener full: Linux. Of a listener it counts only
+    the drops, for whatever reason, and overflows in its whole network namespace: it is the smaller of the two."""
     drops: int | None
-    """How often a TCP listener dropped a connection for this or any other reason; counted like ``overflows``."""
+    """How often this TCP listener dropped a connection, because its queue was full or for any other reason: Linux."""
+    namespace_overflows: int | None
+    """How often a connection found its queue full: of all TCP listeners in this network namespace of Linux together.
+    None for a unix socket."""
+    namespace_drops: int | None
+    """How often one of them dropped a connection for this or any other reason."""
 
-    def __init__(self, queued: int | None, backlog: int | None, overflows: int | None, drops: int | None) -> None:
+    def __init__(
+        self,
+        queued: int | None,
+        backlog: int | None,
+        overflows: int | None,
+        drops: int | None,
+        namespace_overflows: int | None = None,
+        namespace_drops: int | None = None,
+    ) -> None:
         self.queued = queued
         self.backlog = backlog
         self.overflows = overflows
         self.drops = drops
+        self.namespace_overflows = namespace_overflows
+        self.namespace_drops = namespace_drops
 
     def __repr__(self) -> str:
-        facts = ", ".join(f"{name}={getattr(self, name)}" for name in ("queued", "backlog", "overflows", "drops"))
-        return f"ListenerStats({facts})"
+        return f"ListenerStats({', '.join(f'{name}={getattr(self, name)}' for name in _OF_LISTENERS)})"
+
+
+_OF_LISTENERS = ("queued", "backlog", "overflows", "drops", "namespace_overflows", "namespace_drops")
 
 
 class AcceptorStats:
@@ -101,13 +119,17 @@ _FACTS = ("accepted", "open", "high_water", "shed", "failed", "pauses", "paused"
 def stats(listener: HasFileno | int) -> ListenerStats:
     """The accept queue of a listener, of any object with a ``fileno()``, or of a handle.
 
-    On Linux by getsockopt(TCP_INFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by
+    On Linux by getsockopt(TCP_INFO, SO_MEMINFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by
     SO_LISTENQLEN. Raises OSError for what is no open socket.
     """
     handle: Any = getattr(listener, "fileno", lambda: listener)()
     queued, backlog = queue(handle)
-    dropped = _dropped() if describe(handle)[0] in (AF_INET, AF_INET6) else (None, None)
-    return ListenerStats(queued, backlog, *dropped)
+    if describe(handle)[0] not in (AF_INET, AF_INET6):
+        return ListenerStats(queued, backlog, None, None)
+    drops = drops_of(handle)
+    of_all = _dropped()
+    overflows = drops if drops is None or of_all[0] is None else min(drops, of_all[0])
+    return ListenerStats(queued, backlog, overflows, drops, *of_all)
 
 
 def queue(handle: int) -> tuple[int | None, int | None]:

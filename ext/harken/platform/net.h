@@ -33,6 +33,7 @@
  *   net_hold                    keep others from listening on a bound address until we do
  *   net_backlog                 what to hand to listen() for a wished queue length
  *   net_queue                   how many connections wait, and how many may
+ *   net_drops                   how many connections a listener has dropped
  *   net_promised, net_worth     is another accept() worth it?
  *   net_died_waiting            does this error of accept() concern one connection only?
  *   net_forbidden, net_overloaded  was it refused by a rule? for want of descriptors or memory?

@@ -556,6 +556,25 @@ static inline int net_queue(net_socket_t s, long *queued, long *limit)
 #endif
 }
 
+/* How many connections a socket has dropped since it was made, by whatever process: Linux counts them for each. */
+static inline int net_drops(net_socket_t s, long *drops)
+{
+    *drops = -1;
+#if defined(__linux__) && defined(SO_MEMINFO)
+    uint32_t told[9]; /* SK_MEMINFO_VARS; the last is SK_MEMINFO_DROPS */
+    socklen_t size = sizeof told;
+    if (getsockopt(s, SOL_SOCKET, SO_MEMINFO, told, &size) != 0)
+        return errno;
+    if (size < sizeof told)
+        return NET_ENOTSUP;
+    *drops = (long)told[8];
+    return 0;
+#else
+    (void)s;
+    return NET_ENOTSUP;
+#endif
+}
+
 /* The name of an interface; `name` has room for IF_NAMESIZE bytes. */
 static inline int net_scope_name(unsigned index, char *name) { return if_indextoname(index, name) ? 0 : errno; }
 

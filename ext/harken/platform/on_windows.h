@@ -438,6 +438,13 @@ static inline int net_queue(net_socket_t s, long *queued, long *limit)
     return WSAEOPNOTSUPP;
 }
 
+static inline int net_drops(net_socket_t s, long *drops)
+{
+    (void)s;
+    *drops = -1;
+    return WSAEOPNOTSUPP;
+}
+
 /* Windows reads and writes scopes as numbers. */
 static inline int net_scope_name(unsigned index, char *name)
 {
