@@ -45,6 +45,19 @@ cdef class Tools:
     def __cinit__(self, bint held):
         self.held, self.known, self.listener, self.listeners = held, KNOWN, Listener, Listeners
 
+    @property
+    def listen(self):
+        """For pickle, which asks for a function of C by what it is bound to."""
+        return listen
+
+    @property
+    def bind(self):
+        """The same for the other one."""
+        return bind
+
+    def __reduce__(self):
+        return "_holding" if self.held else "_listening"
+
     cdef tuple read(self, object bind, bint *plain):
         """Known are plain binds that were read before; not what only equals one (True, 8080.0), not what cannot be a
         key."""
@@ -221,8 +234,9 @@ both have it may be bound to one address, and whoever calls listen(2) first wins
 the same; macOS and the BSDs refuse the second bind(2) by themselves.
 """,
 )
-listen = c.PyCFunction_NewEx(&LISTEN, Tools(False), __name__)
-bind = c.PyCFunction_NewEx(&BIND, Tools(True), __name__)
+_listening, _holding = Tools(False), Tools(True)
+listen = c.PyCFunction_NewEx(&LISTEN, _listening, __name__)
+bind = c.PyCFunction_NewEx(&BIND, _holding, __name__)
 
 
 cdef list bind_one(

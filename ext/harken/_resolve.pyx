@@ -23,7 +23,7 @@ include "address.pxi"
 @cython.final
 @cython.collection_type("sequence")
 cdef class AddrInfoEntry:
-    """One address that a server may bind, or a client connect to: unpacks like the standard library's 5-tuple.
+    """AddrInfoEntry()\n--\n\nOne address that a server may bind, or a client connect to: unpacks like the standard library's 5-tuple.
 
     ``family``, ``type`` and ``proto`` are what `Socket` takes, ``sockaddr`` is what ``bind()`` and ``connect()`` take
     (they take the whole entry too), ``canonname`` is empty unless AI_CANONNAME asked for it.
@@ -134,7 +134,7 @@ cdef addrinfo *found_at(const found_t *found, Py_ssize_t index) noexcept:
 @cython.final
 @cython.collection_type("sequence")
 cdef class AddrInfo:
-    """The addresses of a name: a sequence of `AddrInfoEntry` that owns the list which getaddrinfo() made in C.
+    """AddrInfo()\n--\n\nThe addresses of a name: a sequence of `AddrInfoEntry` that owns the list which getaddrinfo() made in C.
 
     ``close()`` gives the list to freeaddrinfo(), so does leaving a ``with`` block, so does dropping the object. Entries
     are copies and stay valid.
@@ -350,7 +350,26 @@ cdef int hint_of(object value, int at) except? -1:
 _HINTS = ("family", "type", "proto", "flags")
 
 
-cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t given, PyObject *names):
+@cython.final
+@cython.internal
+cdef class Resolver:
+    """What the function is bound to, so that it need not be looked up."""
+
+    cdef type result
+
+    def __cinit__(self):
+        self.result = AddrInfo
+
+    @property
+    def getaddrinfo(self):
+        """For pickle, which asks for a function of C by what it is bound to."""
+        return getaddrinfo
+
+    def __reduce__(self):
+        return "_resolver"
+
+
+cdef object vectorcall(Resolver resolver, PyObject *const *args, Py_ssize_t given, PyObject *names):
     cdef PyObject *values[6]
     cdef int hints[4]
     cdef Py_ssize_t n
@@ -369,7 +388,7 @@ cdef object vectorcall(PyTypeObject *result, PyObject *const *args, Py_ssize_t g
         raise TypeError("getaddrinfo() needs a host and a port, either of which may be None")
     for at in range(4):
         hints[at] = 0 if values[at + 2] == NULL else hint_of(<object>values[at + 2], at)
-    found = <AddrInfo>c.object_of(<type>result)
+    found = <AddrInfo>c.object_of(resolver.result)
     resolve(&found.found, <object>values[0], <object>values[1], hints[0], hints[1], hints[2], hints[3])
     return found
 
@@ -394,7 +413,8 @@ Raises socket.gaierror when there is no such name or service, OverflowError for 
 UnicodeError, which is one) for text that can be no name.
 """,
 )
-getaddrinfo = c.PyCFunction_NewEx(&METHOD, AddrInfo, __name__)
+_resolver = Resolver()
+getaddrinfo = c.PyCFunction_NewEx(&METHOD, _resolver, __name__)
 
 
 cdef int locate(object address, int family, net_address_t *to, net_length_t *length, const char *call) except -1:

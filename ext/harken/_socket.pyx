@@ -40,7 +40,7 @@ cdef enum:
 
 
 cdef class Socket:
-    """One socket handle, owned. Names, meanings, defaults and errors are those of the standard library's sockets.
+    """Socket(family=-1, type=-1, proto=-1, fileno=None)\n--\n\nOne socket handle, owned. Names, meanings, defaults and errors are those of the standard library's sockets.
 
     ``Socket(family, type, proto)`` calls socket(2) with SOCK_CLOEXEC, on Windows WSASocketW() with
     WSA_FLAG_NO_HANDLE_INHERIT: no child inherits it by accident. ``Socket(fileno=handle)`` takes over a handle that

@@ -144,6 +144,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, "asyncio", *(name for name in globals() if name.startswith("__"))})
+
+
 def __getattr__(name: str) -> object:
     # Loaded when a program names it; `import harken` should not pay for it.
     if name == "Options":

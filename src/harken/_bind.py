@@ -13,20 +13,22 @@ from __future__ import annotations
 
 from os import fsdecode, fsencode
 
-from ._loading import idna, load
+from ._loading import Later, idna, load
 from ._resolve import getaddrinfo, normal_host, scope_name
 from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AI_NUMERICHOST, SOCK_STREAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import MappingProxyType
-    from typing import NoReturn, Self
+    import types
+    import typing
 
-    from ._types import Address
+    from . import _types
 
     _Pairs = tuple[tuple[str, str], ...]
-    _Target = str | int | tuple[Address, ...] | None
+    _Target = str | int | tuple[_types.Address, ...] | None
     _Fields = tuple[str | None, int | str | None, int, str, _Target, int | None, str, _Pairs, int | None]
+else:
+    types, typing, _types = Later("types"), Later("typing"), Later("harken._types")
 
 _FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
 SCHEMES = (*_FAMILIES, "unix", "vsock", "fd", "systemd")
@@ -54,7 +56,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
     # or the addresses that a resolver of somebody else's has found for the host: see `looked_up`.
     __slots__ = ()
 
-    def __new__(cls, bind: str | int | Bind) -> Self:
+    def __new__(cls, bind: str | int | Bind) -> typing.Self:
         if isinstance(bind, Bind):
             return super().__new__(cls, bind)
         try:
@@ -64,14 +66,14 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
         return super().__new__(cls, fields)
 
     @classmethod
-    def parse(cls, bind: str | int | Bind) -> Self:
+    def parse(cls, bind: str | int | Bind) -> typing.Self:
         """Reads a bind: the same as ``Bind(bind)``."""
         return cls(bind)
 
     @classmethod
     def of(
         cls, host: str | None, port: int | str, *, scheme: str = "tcp", family: int = AF_UNSPEC, scope_id: int = 0
-    ) -> Self:
+    ) -> typing.Self:
         """A TCP bind from values, for a caller that has these and no text: nothing is written out and parsed again.
 
         ``host`` is what getaddrinfo() takes: a name, an address without brackets, with or without ``%scope``; None and
@@ -142,7 +144,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
         return str(self[4]) if self[6] == "systemd" else None
 
     @property
-    def options(self) -> MappingProxyType[str, str]:
+    def options(self) -> types.MappingProxyType[str, str]:
         """What stands behind the question mark, decoded; it cannot be changed."""
         return _Mapping(dict(self[7]))
 
@@ -151,7 +153,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
         """One name and one port, by TCP, and no options: what most binds are."""
         return self[4] is None and self[5] is None and not self[7] and self[6] != "mptcp"
 
-    def refuse(self, option: str, why: str) -> NoReturn:
+    def refuse(self, option: str, why: str) -> typing.NoReturn:
         """Raises ValueError for an option behind the question mark, pointing at it."""
         text = self[3]
         at = text.find("?") + 1
@@ -304,7 +306,7 @@ def _shortly(number: int) -> str:
     return str(int(number)) if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
 
 
-def looked_up(bind: Bind, port: int, family: int, addresses: tuple[Address, ...] | None) -> Bind:
+def looked_up(bind: Bind, port: int, family: int, addresses: tuple[_types.Address, ...] | None) -> Bind:
     """The same bind, of one family if it is not AF_UNSPEC, with a port that is a number and with the addresses that
     somebody's resolver has found for the host: these are opened, and no other resolver is asked."""
     scheme = bind[6]
@@ -317,7 +319,7 @@ def looked_up(bind: Bind, port: int, family: int, addresses: tuple[Address, ...]
 # ---------------------------------------------------------------------------- reading
 
 
-def _refuse(text: str, at: int, what: str) -> NoReturn:
+def _refuse(text: str, at: int, what: str) -> typing.NoReturn:
     place = f"character {at + 1}" if at < len(text) else "at the end"
     raise ValueError(f"bind {_short(text, 200)!r}, {place}: {what}")
 

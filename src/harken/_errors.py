@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from ._bind import scoped
+from ._loading import Later
 
 # `import harken` loads this module, so that an error can be told when nothing can be loaded any more: it costs no
 # import that Python has not made at its own start.
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from functools import cached_property
     from typing import Any
 
-    from ._holders import Finding, Holder
+    from . import _holders, _types
+    from ._holders import Finding
     from ._types import Address
 else:
+    _holders, _types = Later("harken._holders"), Later("harken._types")
 
     class cached_property:  # noqa: N801
         """functools.cached_property, without the import of functools."""
@@ -40,11 +43,14 @@ class ListenError(OSError):
     system's.
     """
 
+    def __init__(self, *args: object) -> None:  # with a signature, which OSError's own has not
+        super().__init__(*args)
+
     step: str = "listen"
     """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind``, ``listen``; for inherited sockets
     ``adopt`` or ``from_systemd``; ``import`` where a module that the bind needs could not be loaded: see `preload`."""
 
-    address: Address | str = ""
+    address: tuple[str, int] | tuple[str, int, int, int] | str = ""
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
     range of ports that are all in use, the bind as it was given; what is inherited is ``fd://3``, ``systemd:name``."""
 
@@ -86,11 +92,11 @@ class AddressInUseError(ListenError):
     """The interface that its socket was for."""
     _takes_both = False
     """Was it an IPv6 socket that takes IPv4 too?"""
-    _own: tuple[tuple[str, Address | str, str, bool, bool], ...] = ()
+    _own: tuple[tuple[str, tuple[str, int] | tuple[str, int, int, int] | str, str, bool, bool], ...] = ()
     """What else the call had opened, which is closed by the time that the error is read: `harken._holders.Own`."""
 
     @property
-    def holders(self) -> list[Holder]:
+    def holders(self) -> list[_holders.Holder]:
         """Whose the sockets are that stand in the way, as far as can be told: those of other calls and of other
         processes, as it is when it is first asked for. See `harken.holders`."""
         return self._finding.holders
@@ -148,7 +154,7 @@ class _Unknown:
     cause, twin = "unknown", ""
 
     def __init__(self) -> None:
-        self.holders: list[Holder] = []
+        self.holders: list[_holders.Holder] = []
 
 
 _WSAEACCES = 10013

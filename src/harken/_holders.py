@@ -21,10 +21,10 @@ from . import _netlink
 from ._bind import Bind
 from ._resolve import addresses_of, getaddrinfo
 from ._system import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
+from ._types import Address
 
 if TYPE_CHECKING:
     from ._resolve import AddrInfo
-    from ._types import Address
 
 NOT_FOR_US = (
     "who has an address cannot be told here: the kernel's tables (netlink, /proc/net) are kept from this process"
@@ -44,7 +44,7 @@ class Holder:
     """The name of the user, or his number where he has no name. Without a pid it is the user who made the socket."""
     command: str
     """The command line, as a shell would take it; empty where it cannot be told."""
-    address: Address | str
+    address: tuple[str, int] | tuple[str, int, int, int] | str
     """What the socket is bound to, which may be a wildcard that stands for the address that was asked for."""
     state: str
     """``listening``, ``bound`` (and neither listening nor connected), ``established``, ``time-wait`` and so on."""
@@ -332,7 +332,7 @@ def by_sock_diag(ports: range) -> list[Held]:
                 continue
             uid, inode = struct.unpack_from("=II", body, 64)
             (device,) = struct.unpack_from("=I", body, 40)
-            address: Address
+            address: tuple[str, int] | tuple[str, int, int, int] | str
             if family == socket.AF_INET:
                 address = (socket.inet_ntop(family, body[8:12]), port)
                 both = False

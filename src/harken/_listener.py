@@ -6,19 +6,20 @@ from os import fsdecode
 
 from ._bind import ANY_CID, scoped, unix_url
 from ._errors import ListenError, failure
-from ._loading import load
+from ._loading import Later, load
 from ._socket import Socket, carried, close_each, given_by, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 
 TYPE_CHECKING = False  # typing takes longer to import than this package
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
-    from typing import Self
+    import socket as stdlib
+    import typing
 
-    from ._acceptor import Acceptor
-    from ._types import Address, OnOverload
+    from . import _acceptor, _types
+else:
+    typing, stdlib = Later("typing"), Later("socket")
+    _types, _acceptor = Later("harken._types"), Later("harken._acceptor")
 
 
 class Listener(Socket):
@@ -26,17 +27,17 @@ class Listener(Socket):
 
     __slots__ = ("_was",)
 
-    _was: tuple[Address, str, int | None]
+    _was: tuple[_types.Address, str, int | None]
     """Address, URL and backlog when the handle was given away."""
 
     @property
-    def address(self) -> Address:
+    def address(self) -> _types.Address:
         """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6, ``(cid, port)`` for
         vsock; for a unix socket its path as a str, an abstract name with the NUL in front. Where its handle was given
         away, by `to_socket()` for one, this is remembered, as are ``port``, ``url`` and ``backlog``."""
         if given_by(self):
             return self._was[0]
-        address: Address | bytes = self.getsockname()
+        address: _types.Address | bytes = self.getsockname()
         return fsdecode(address) if isinstance(address, bytes) else address
 
     @property
@@ -73,7 +74,7 @@ class Listener(Socket):
         return state_of(self)
 
     @property
-    def options(self) -> Mapping[str, object]:
+    def options(self) -> typing.Mapping[str, object]:
         """The options that were asked for, as the system has them now: it rounds some, and caps others."""
         asked = carried(self)[0]
         granted = None if asked < 0 else self.backlog
@@ -107,7 +108,7 @@ class Listener(Socket):
         if handle < 0 or isinstance(reason, ListenError):
             return reason
         try:
-            address: Address | str = self.address
+            address: _types.Address | str = self.address
         except OSError:
             address = f"fd://{handle}"
         return failure(step, address, reason)
@@ -146,7 +147,7 @@ class Listeners(tuple[Listener, ...]):
     __slots__ = ()
 
     @property
-    def left_out(self) -> Sequence[tuple[Address, OSError]]:
+    def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
         """Addresses that a name or a wildcard stands for, but whose family this machine has not, with the error, whose
         text says why: IPv6 is disabled, no interface has it, the system was built without it."""
         return ()
@@ -172,9 +173,9 @@ class Listeners(tuple[Listener, ...]):
         *,
         batch: int | None = None,
         limit: int | None = None,
-        on_overload: OnOverload = "pause",
+        on_overload: _types.OnOverload = "pause",
         engine: str | None = None,
-    ) -> Acceptor:
+    ) -> _acceptor.Acceptor:
         """What takes connections from all of them, in batches, and survives running out of descriptors: `Acceptor`."""
         from ._acceptor import Acceptor
 
@@ -183,10 +184,10 @@ class Listeners(tuple[Listener, ...]):
     sockets = sockets  # compiled: all move in one step, or none
     close = close_each  # compiled: a loop here would cost as much as making a listener
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> typing.Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -196,17 +197,17 @@ class Listeners(tuple[Listener, ...]):
 class IncompleteListeners(Listeners):
     """Listeners beside which something was left out. They have a dictionary, which the others do without."""
 
-    def __new__(cls, listeners: list[Listener], left_out: list[tuple[Address, OSError]]) -> Self:
+    def __new__(cls, listeners: list[Listener], left_out: list[tuple[_types.Address, OSError]]) -> typing.Self:
         self = super().__new__(cls, listeners)
         self._left_out = left_out
         self._explained = False
         return self
 
-    _left_out: list[tuple[Address, OSError]]
+    _left_out: list[tuple[_types.Address, OSError]]
     _explained: bool
 
     @property
-    def left_out(self) -> Sequence[tuple[Address, OSError]]:
+    def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
         if not self._explained:  # when it is asked for: whoever does not ask need not wait
             try:
                 why_left_out = load("harken._hints").why_left_out
@@ -217,7 +218,7 @@ class IncompleteListeners(Listeners):
         return self._left_out
 
 
-def url_of(address: Address, scheme: str = "tcp") -> str:
+def url_of(address: _types.Address, scheme: str = "tcp") -> str:
     """An address as a bind."""
     if isinstance(address, str):
         return unix_url(address)

@@ -41,6 +41,19 @@ def load(name: str) -> Any:
         raise OSError(reason.errno, why) from error
 
 
+class Later:
+    """A module that is imported when something in it is asked for: typing.get_type_hints() finds what annotations name,
+    and `import harken` does not pay for it."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(load(self._name), name)
+
+
 def idna(host: str) -> bytes:
     """A name in the encoding of international domain names. Raises UnicodeError for what is no name, and OSError where
     the codec cannot be loaded, which is then tried again the next time: Python itself would never find it again."""

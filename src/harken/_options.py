@@ -15,12 +15,12 @@ from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from ._resolve import normal_host
+from ._socket import Socket
 from ._system import EXCLUSIVE_IS_A_CHOICE, OPTIONS, SYSTEM, TAKES_BOTH
+from ._types import Address
 
 if TYPE_CHECKING:
     from ._bind import Bind
-    from ._socket import Socket
-    from ._types import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,77 +33,35 @@ class Options:
     """
 
     backlog: int | None = None
-    """listen(2): how many connections may wait. By default as many as the system grants."""
     reuse_port: bool | Literal["join"] | None = None
-    """Several sockets on one port, among which the system spreads connections: SO_REUSEPORT on Linux, SO_REUSEPORT_LB
-    on FreeBSD; elsewhere one socket would get them all. True begins such a group, or adds to one that this process has;
-    a port that another process has is refused. ``"join"`` joins another process's group too, of the same user."""
     ipv6_only: bool | None = None
-    """IPV6_V6ONLY. True, the default, is IPv6 alone. False takes IPv4 on the same socket (its peers look like
-    ``::ffff:192.0.2.1``), so that a bind without a host is one socket instead of two."""
     exclusive: bool | None = None
-    """Nobody else may bind this address or one that overlaps it. Always so on Linux. On Windows SO_EXCLUSIVEADDRUSE,
-    which is the default; on macOS and the BSDs True leaves SO_REUSEADDR off, and a restart waits for connections in
-    TIME_WAIT. For a unix path False means to take it over from a live server."""
     nodelay: bool | None = None
-    """TCP_NODELAY: small writes are sent at once. On by default, and inherited by connections."""
     keepalive: bool | None = None
-    """SO_KEEPALIVE: idle connections are probed, and dead ones end. Implied by the next three."""
     keepalive_idle: int | None = None
-    """TCP_KEEPIDLE, on macOS TCP_KEEPALIVE: seconds until the first probe."""
     keepalive_interval: int | None = None
-    """TCP_KEEPINTVL: seconds between probes."""
     keepalive_count: int | None = None
-    """TCP_KEEPCNT: after how many probes without an answer the connection is dead."""
     user_timeout: int | None = None
-    """TCP_USER_TIMEOUT (Linux): milliseconds that sent data may stay unacknowledged."""
     defer_accept: int | None = None
-    """TCP_DEFER_ACCEPT (Linux): seconds for which a connection that has sent nothing is not handed out. Linux rounds up
-    to the times at which it repeats the handshake: 1, 3, 7, 15…"""
     fastopen: int | None = None
-    """TCP_FASTOPEN: how many connections may bring data with their first packet and wait; 0 is none. A length on Linux,
-    on or off on macOS and FreeBSD, each of which may have switched it off (net.ipv4.tcp_fastopen needs 2 in it)."""
     rcvbuf: int | None = None
-    """SO_RCVBUF: bytes of the receive buffer, which is what bounds the TCP window. Turns Linux's own tuning off, which
-    is capped at net.core.rmem_max."""
     sndbuf: int | None = None
-    """SO_SNDBUF: bytes of the send buffer; net.core.wmem_max."""
     freebind: bool | None = None
-    """IP_FREEBIND, IPV6_FREEBIND (Linux): an address that this machine has not yet may be bound."""
     transparent: bool | None = None
-    """IP_TRANSPARENT (Linux; needs CAP_NET_ADMIN), IP_BINDANY (FreeBSD), SO_BINDANY (OpenBSD): addresses of others, for
-    a proxy that traffic is diverted to."""
     interface: str | None = None
-    """SO_BINDTODEVICE (Linux), IP_BOUND_IF (macOS): connections over this network interface only."""
     mark: int | None = None
-    """SO_MARK (Linux; needs CAP_NET_ADMIN): what the firewall and the routing rules see."""
     tos: int | None = None
-    """IP_TOS and IPV6_TCLASS: the byte of the IP header, 0 to 255; DSCP in its upper six bits."""
     ttl: int | None = None
-    """IP_TTL and IPV6_UNICAST_HOPS: how many routers a packet may pass, 1 to 255."""
     mss: int | None = None
-    """TCP_MAXSEG: the largest segment, in bytes, that the handshake offers."""
     congestion: str | None = None
-    """TCP_CONGESTION (Linux, FreeBSD): the algorithm, as ``bbr``; net.ipv4.tcp_allowed_congestion_control."""
     priority: int | None = None
-    """SO_PRIORITY (Linux): the queueing class of what is sent; above 6 it needs CAP_NET_ADMIN. Not inherited by
-    connections: set on each when it is accepted."""
     incoming_cpu: int | None = None
-    """SO_INCOMING_CPU (Linux): of a reuse_port group, this socket takes what arrives on that CPU."""
     busy_poll: int | None = None
-    """SO_BUSY_POLL (Linux; to raise it older kernels want CAP_NET_ADMIN): microseconds for which a read looks into the
-    device."""
     inheritable: bool | None = None
-    """Child processes have the listener too. Connections are never inherited."""
     mode: int | None = None
-    """Of a unix socket's path: its permissions, as 0o660; in a bind in octal, ``?mode=660``."""
     owner: str | int | None = None
-    """Of a unix socket's path: the user who has it, by name or number."""
     group: str | int | None = None
-    """Of a unix socket's path: its group, by name or number."""
     configure: Callable[[Socket, Address], object] | None = None
-    """Called with each socket and the address that it is about to be bound to, for whatever is not in this list. What
-    it raises is passed on, and nothing stays open."""
 
     def __post_init__(self) -> None:
         for name in self:
@@ -126,6 +84,77 @@ class Options:
         return type(self)(
             **{name: getattr(others, name) for name in others} | {name: getattr(self, name) for name in self}
         )
+
+
+Options.__slots__ = {  # type: ignore[assignment]  # where help() looks for what to say of each
+    "backlog": ("listen(2): how many connections may wait. By default as many as the system grants."),
+    "reuse_port": (
+        "Several sockets on one port, among which the system spreads connections: SO_REUSEPORT on Linux, "
+        "SO_REUSEPORT_LB on FreeBSD; elsewhere one socket would get them all. True begins such a group, or adds "
+        'to one that this process has; a port that another process has is refused. ``"join"`` joins another '
+        "process's group too, of the same user."
+    ),
+    "ipv6_only": (
+        "IPV6_V6ONLY. True, the default, is IPv6 alone. False takes IPv4 on the same socket (its peers look like "
+        "``::ffff:192.0.2.1``), so that a bind without a host is one socket instead of two."
+    ),
+    "exclusive": (
+        "Nobody else may bind this address or one that overlaps it. Always so on Linux. On Windows "
+        "SO_EXCLUSIVEADDRUSE, which is the default; on macOS and the BSDs True leaves SO_REUSEADDR off, and a "
+        "restart waits for connections in TIME_WAIT. For a unix path False means to take it over from a live "
+        "server."
+    ),
+    "nodelay": ("TCP_NODELAY: small writes are sent at once. On by default, and inherited by connections."),
+    "keepalive": ("SO_KEEPALIVE: idle connections are probed, and dead ones end. Implied by the next three."),
+    "keepalive_idle": ("TCP_KEEPIDLE, on macOS TCP_KEEPALIVE: seconds until the first probe."),
+    "keepalive_interval": ("TCP_KEEPINTVL: seconds between probes."),
+    "keepalive_count": ("TCP_KEEPCNT: after how many probes without an answer the connection is dead."),
+    "user_timeout": ("TCP_USER_TIMEOUT (Linux): milliseconds that sent data may stay unacknowledged."),
+    "defer_accept": (
+        "TCP_DEFER_ACCEPT (Linux): seconds for which a connection that has sent nothing is not handed out. Linux "
+        "rounds up to the times at which it repeats the handshake: 1, 3, 7, 15…"
+    ),
+    "fastopen": (
+        "TCP_FASTOPEN: how many connections may bring data with their first packet and wait; 0 is none. A length "
+        "on Linux, on or off on macOS and FreeBSD, each of which may have switched it off (net.ipv4.tcp_fastopen "
+        "needs 2 in it)."
+    ),
+    "rcvbuf": (
+        "SO_RCVBUF: bytes of the receive buffer, which is what bounds the TCP window. Turns Linux's own tuning "
+        "off, which is capped at net.core.rmem_max."
+    ),
+    "sndbuf": ("SO_SNDBUF: bytes of the send buffer; net.core.wmem_max."),
+    "freebind": ("IP_FREEBIND, IPV6_FREEBIND (Linux): an address that this machine has not yet may be bound."),
+    "transparent": (
+        "IP_TRANSPARENT (Linux; needs CAP_NET_ADMIN), IP_BINDANY (FreeBSD), SO_BINDANY (OpenBSD): addresses of "
+        "others, for a proxy that traffic is diverted to."
+    ),
+    "interface": ("SO_BINDTODEVICE (Linux), IP_BOUND_IF (macOS): connections over this network interface only."),
+    "mark": ("SO_MARK (Linux; needs CAP_NET_ADMIN): what the firewall and the routing rules see."),
+    "tos": ("IP_TOS and IPV6_TCLASS: the byte of the IP header, 0 to 255; DSCP in its upper six bits."),
+    "ttl": ("IP_TTL and IPV6_UNICAST_HOPS: how many routers a packet may pass, 1 to 255."),
+    "mss": ("TCP_MAXSEG: the largest segment, in bytes, that the handshake offers."),
+    "congestion": (
+        "TCP_CONGESTION (Linux, FreeBSD): the algorithm, as ``bbr``; net.ipv4.tcp_allowed_congestion_control."
+    ),
+    "priority": (
+        "SO_PRIORITY (Linux): the queueing class of what is sent; above 6 it needs CAP_NET_ADMIN. Not inherited "
+        "by connections: set on each when it is accepted."
+    ),
+    "incoming_cpu": ("SO_INCOMING_CPU (Linux): of a reuse_port group, this socket takes what arrives on that CPU."),
+    "busy_poll": (
+        "SO_BUSY_POLL (Linux; to raise it older kernels want CAP_NET_ADMIN): microseconds for which a read looks "
+        "into the device."
+    ),
+    "inheritable": ("Child processes have the listener too. Connections are never inherited."),
+    "mode": ("Of a unix socket's path: its permissions, as 0o660; in a bind in octal, ``?mode=660``."),
+    "owner": ("Of a unix socket's path: the user who has it, by name or number."),
+    "group": ("Of a unix socket's path: its group, by name or number."),
+    "configure": (
+        "Called with each socket and the address that it is about to be bound to, for whatever is not in this "
+        "list. What it raises is passed on, and nothing stays open."
+    ),
+}
 
 
 # ---------------------------------------------------------------------------- values

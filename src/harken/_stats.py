@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from _warnings import warn  # of C, as warnings has it: that module may not be loaded yet, and now be out of reach
 
-from ._loading import load
+from ._loading import Later, load
 from ._socket import describe, drops_of, queue_of
 from ._system import AF_INET, AF_INET6, AF_UNIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any, ClassVar
+    from typing import Any
 
+    from . import _types
     from ._socket import Socket
-    from ._types import HasFileno
+else:
+    _types = Later("harken._types")
 
 
 class ListenerStats:
@@ -107,7 +109,7 @@ class AcceptorStats:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in _FACTS)
 
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"AcceptorStats({', '.join(f'{name}={getattr(self, name)!r}' for name in _FACTS)})"
@@ -116,7 +118,7 @@ class AcceptorStats:
 _FACTS = ("accepted", "open", "high_water", "shed", "failed", "pauses", "paused", "engine")
 
 
-def stats(listener: HasFileno | int) -> ListenerStats:
+def stats(listener: _types.HasFileno | int) -> ListenerStats:
     """The accept queue of a listener, of any object with a ``fileno()``, or of a handle.
 
     On Linux by getsockopt(TCP_INFO, SO_MEMINFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from ._acceptor import Acceptor
+from ._acceptor import Acceptor
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 """Where a socket is: a tuple for TCP, as the standard library writes it; for a unix socket the path."""
 
-OnOverload: TypeAlias = Literal["pause", "shed"] | Callable[["Acceptor", OSError], float | str | None]
+OnOverload: TypeAlias = Literal["pause", "shed"] | Callable[[Acceptor, OSError], float | str | None]
 """What an acceptor does when descriptors have run out."""
 
 
