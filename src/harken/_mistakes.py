@@ -286,7 +286,7 @@ def _numbers(text: str) -> str:
 def _marks(text: str) -> str:
     if len(text) > 2 and text[0] in "'\"`\u201c\u2018\u00ab" and text[-1] in "'\"`\u201d\u2019\u00bb":
         return _write(text[1:-1], why="there are quotation marks around it")
-    unseen = [one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Zs") and one != " "]
+    unseen = [one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Zs") and one not in " \0"]
     plain = unicodedata.normalize("NFKC", "".join(one for one in text if one not in unseen))
     plain = "".join(str(unicodedata.decimal(one, one)) for one in plain)
     if plain == text or not _reads(plain):
