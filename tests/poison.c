@@ -1,6 +1,8 @@
 /* A preloaded library (Linux, glibc) that counts the calls which this package makes, and makes chosen ones fail.
  *
- * UDP sockets, which only look whether an address is there, are neither counted nor made to fail.
+ * UDP sockets, which only look whether an address is there, are neither counted nor made to fail. Of netlink's sockets
+ * only those count that are made for a question about a unix socket: `netlink`. `exchange` and `noreplace` are
+ * renameat2(2) with that flag.
  *
  *   POISON=bind:2:98,getaddrinfo:1:-11:5   the 2nd bind() fails with errno 98; the 1st getaddrinfo() returns -11
  *                                          (EAI_SYSTEM) with errno 5. `socket:3+:24` fails the 3rd and all after it,
@@ -29,15 +31,18 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #if __has_include(<linux/io_uring.h>)
 #include <linux/io_uring.h>
 #endif
 
-enum { GETADDRINFO, RESOLVER, FREEADDRINFO, SOCKET, SETSOCKOPT, BIND, LISTEN, ACCEPT4, CLOSE, LISTS, SOCKETS, KINDS };
+enum { GETADDRINFO, RESOLVER, FREEADDRINFO, SOCKET, SETSOCKOPT, BIND, LISTEN, ACCEPT4, CLOSE, LISTS, SOCKETS,
+       NETLINK, FCHMOD, CHMOD, FCHOWNAT, LINKAT, MKDIRAT, EXCHANGE, NOREPLACE, KINDS };
 static const char *const NAMES[KINDS] = {"getaddrinfo", "resolver", "freeaddrinfo", "socket", "setsockopt", "bind",
-                                         "listen", "accept4", "close", "lists", "sockets"};
+                                         "listen", "accept4", "close", "lists", "sockets", "netlink", "fchmod", "chmod",
+                                         "fchownat", "linkat", "mkdirat", "exchange", "noreplace"};
 static atomic_long calls[KINDS], failures[KINDS];
 static atomic_char is_socket[65536];
 
@@ -130,6 +135,8 @@ int socket(int family, int type, int proto)
     int code;
     if ((type & 15) == SOCK_DGRAM)
         return REAL(socket)(family, type, proto);
+    if (family == AF_NETLINK)
+        return poisoned(NETLINK, &code) ? -1 : REAL(socket)(family, type, proto);
     return poisoned(SOCKET, &code) ? -1 : born(REAL(socket)(family, type, proto));
 }
 
@@ -145,6 +152,42 @@ int bind(int fd, const struct sockaddr *address, socklen_t length)
     if (fd >= 0 && fd < 65536 && !is_socket[fd])
         return REAL(bind)(fd, address, length);
     return poisoned(BIND, &code) ? -1 : REAL(bind)(fd, address, length);
+}
+
+int fchmod(int fd, mode_t mode)
+{
+    int code;
+    return poisoned(FCHMOD, &code) ? -1 : REAL(fchmod)(fd, mode);
+}
+
+int chmod(const char *path, mode_t mode)
+{
+    int code;
+    return poisoned(CHMOD, &code) ? -1 : REAL(chmod)(path, mode);
+}
+
+int fchmodat(int folder, const char *path, mode_t mode, int flags)
+{
+    int code;
+    return poisoned(CHMOD, &code) ? -1 : REAL(fchmodat)(folder, path, mode, flags);
+}
+
+int fchownat(int folder, const char *path, uid_t owner, gid_t group, int flags)
+{
+    int code;
+    return poisoned(FCHOWNAT, &code) ? -1 : REAL(fchownat)(folder, path, owner, group, flags);
+}
+
+int linkat(int from, const char *old, int to, const char *new, int flags)
+{
+    int code;
+    return poisoned(LINKAT, &code) ? -1 : REAL(linkat)(from, old, to, new, flags);
+}
+
+int mkdirat(int folder, const char *path, mode_t mode)
+{
+    int code;
+    return poisoned(MKDIRAT, &code) ? -1 : REAL(mkdirat)(folder, path, mode);
 }
 
 int listen(int fd, int backlog)
@@ -266,6 +309,11 @@ long syscall(long number, ...)
 #ifdef IORING_ACCEPT_MULTISHOT
     if (number == SYS_io_uring_enter && a[0] >= 0 && a[0] < RINGS && rings[a[0]])
         return ring_enter(rings[a[0]], (unsigned)a[1]);
+#endif
+#ifdef SYS_renameat2
+    int code;
+    if (number == SYS_renameat2 && poisoned((unsigned)a[4] == 2 ? EXCHANGE : NOREPLACE, &code))
+        return -1;
 #endif
     result = REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 #ifdef IORING_ACCEPT_MULTISHOT

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -28,6 +29,10 @@ from harken import _unix
 from harken._unix import UnixListener, open_unix
 from machine import LINUX, linux_only, posix_only, windows_only, wine_lacks
 
+if TYPE_CHECKING:
+    from poison import Poison
+
+pytest_plugins = ["poison"]
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed harken.Socket:ResourceWarning")
 
 
@@ -447,21 +452,21 @@ class TestModeAndOwner:
                 "127.0.0.1:0", f"unix:{path}?{option}=of-nobody", configure=lambda *_: pytest.fail("there is")
             )
 
-    def test_a_takeover_is_given_back_when_the_call_fails(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        with harken.listen(f"unix:{path}", f"unix:{path}2") as (old, other):
+    @linux_only
+    def test_a_takeover_is_given_back_when_the_call_fails(self, path: str, poison: Poison) -> None:
+        with opened(path) as old, opened(f"{path}2") as other:
             before = inode(path)
-            link = os.link
-
-            def fail_the_second(source: str, target: str, **how: bool) -> None:
-                if source != path:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                link(source, target, **how)
-
-            with monkeypatch.context() as patched:
-                patched.setattr(os, "link", fail_the_second)
-                with pytest.raises(harken.ListenError) as caught:
-                    harken.listen(f"unix:{path}?exclusive=0", f"unix:{path}2?exclusive=0")
-            assert (caught.value.step, caught.value.address) == ("link", f"{path}2")
+            report = poison.run(
+                f"""
+                try:
+                    harken.listen("unix:{path}?exclusive=0", "unix:{path}2?exclusive=0")
+                except harken.ListenError as error:
+                    tell(step=error.step, address=error.address, number=error.errno)
+                """,
+                poison=f"exchange:2:{errno.ENOSPC}",
+            )
+            assert report.said == {"step": "rename", "address": f"{path}2", "number": errno.ENOSPC}
+            assert report.calls["exchange"] == 3  # there, and not there, and back
             assert (inode(path), folder_of(path)) == (before, ["a.sock", "a.sock2"])
             assert answers(path, old)
             assert answers(f"{path}2", other)
@@ -559,47 +564,120 @@ def json_list(path: str) -> list[int]:
     return found
 
 
-@posix_only
-class TestWhereSocketsHaveNoMode:
-    """As on macOS and the BSDs: fchmod(2) says EINVAL."""
+@linux_only
+class TestWhatSystemsLack:
+    """As on macOS and the BSDs, or in a sandbox: sockets have no mode, nobody tells a socket's inode, and the file
+    system does not know how two names change places, or how to rename to a free name only."""
 
-    @pytest.fixture(autouse=True)
-    def _refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fchmod(*_: int) -> None:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    LACKS: ClassVar = {
+        "modes": f"fchmod:1+:{errno.EINVAL}",
+        "questions": f"netlink:1+:{errno.EAFNOSUPPORT}",
+        "exchange": f"exchange:1+:{errno.EINVAL}",
+        "both renames": f"exchange:1+:{errno.EINVAL},noreplace:1+:{errno.EINVAL}",
+        "links too": f"exchange:1+:{errno.EINVAL},noreplace:1+:{errno.ENOSYS},linkat:1+:{errno.EPERM}",
+        "all": f"fchmod:1+:{errno.EINVAL},netlink:1+:{errno.EPERM},exchange:1+:{errno.ENOSYS},"
+        f"noreplace:1+:{errno.ENOSYS}",
+    }
 
-        monkeypatch.setattr(os, "fchmod", fchmod)
+    @pytest.mark.parametrize("lacks", LACKS.values(), ids=LACKS)
+    @pytest.mark.parametrize("left", ["nothing", "a dead one", "a live one"])
+    @pytest.mark.parametrize("rights", [False, True])
+    def test_it_comes_to_the_same(self, path: str, poison: Poison, lacks: str, left: str, rights: bool) -> None:
+        if left == "a dead one":
+            leave_stale(path)
+        program = f"""
+            import socket, stat
+            from harken._unix import open_unix
 
+            def opened(**more):
+                listener = open_unix({path!r}, **more)
+                listener.listen()
+                return listener
+
+            def state():
+                now = os.lstat({path!r})
+                return [now.st_ino, oct(stat.S_IMODE(now.st_mode)), os.listdir({os.path.dirname(path)!r})]
+
+            def answers(listener):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect({path!r})
+                    listener.accept()[0].close()
+                    return client.recv(1) == b""
+
+            options = dict(mode=0o640, owner=os.geteuid()) if {rights} else {{}}
+            old = opened() if {left == "a live one"} else None
+            if old:
+                before = state()
+                try:
+                    opened(**options)
+                except harken.AddressInUseError as error:
+                    tell(refused=error.step)
+                with open_unix({path!r}, exclusive=False, **options) as held:
+                    tell(held=[state()[:2] == before[:2], answers(old)])
+                tell(untouched=state() == before)
+            with opened(exclusive=False, **options) as new:
+                tell(state=state()[1:], answers=answers(new), moved=new.getsockname() != {path!r})
+                if old:
+                    old.close()
+                    tell(still=answers(new))
+            tell(left=os.listdir({os.path.dirname(path)!r}))
+        """
+        said = poison.run(program, poison=lacks).said
+        assert said.pop("state")[0] == oct(0o640 if rights else 0o777 & ~umask())
+        moved = said.pop("moved")
+        assert moved == (left != "nothing" or (rights and ("fchmod" in lacks or "netlink" in lacks)))
+        expected: dict[str, object] = {"answers": True, "left": []}
+        if left == "a live one":
+            expected |= {"refused": "bind", "held": [True, True], "untouched": True, "still": True}
+        assert said == expected
+
+    @pytest.mark.parametrize("lacks", ["", *LACKS.values()], ids=["nothing", *LACKS])
+    @pytest.mark.parametrize(("step", "fails"), [("chmod", "chmod"), ("chown", "fchownat")])
     @pytest.mark.parametrize("stale", [False, True])
-    def test_it_is_made_in_a_folder_of_its_own_and_moved(self, path: str, stale: bool) -> None:
+    def test_when_they_cannot_be_given_nothing_has_changed(
+        self, path: str, poison: Poison, lacks: str, step: str, fails: str, stale: bool
+    ) -> None:
         if stale:
             leave_stale(path)
-        with opened(path, mode=0o640) as listener:
-            assert (mode(path), listener.address, folder_of(path)) == (0o640, path, ["a.sock"])
-            assert listener.getsockname() != path
-            assert answers(path, listener)
-            with pytest.raises(harken.AddressInUseError):
-                opened(path, mode=0o640)
-        assert folder_of(path) == []
+        before = os.lstat(path) if stale else None
+        report = poison.run(
+            f"""
+            try:
+                harken.listen({"unix:" + path!r}, mode=0o640, owner=os.geteuid())
+            except harken.ListenError as error:
+                tell(step=error.step, number=error.errno)
+            """,
+            poison=f"{fails}:1:{errno.EPERM},{lacks}",
+        )
+        assert report.said == {"step": step, "number": errno.EPERM}
+        assert report.failures[fails] == 1
+        assert folder_of(path) == (["a.sock"] if stale else [])
+        assert before is None or os.lstat(path) == before
 
-    def test_also_in_a_takeover(self, path: str) -> None:
-        with opened(path, mode=0o600) as old, opened(path, mode=0o640, exclusive=False) as new:
-            assert (mode(path), folder_of(path)) == (0o640, ["a.sock"])
-            assert answers(path, new)
-            old.close()
-            assert answers(path, new)
-        assert folder_of(path) == []
+    @pytest.mark.parametrize("fails", ["exchange", "mkdirat"])
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+    def test_when_a_dead_one_cannot_be_replaced_nothing_has_changed(
+        self, path: str, poison: Poison, fails: str, number: int
+    ) -> None:
+        leave_stale(path)
+        before = os.lstat(path)
+        report = poison.run(
+            f"""
+            try:
+                harken.listen({"unix:" + path!r})
+            except harken.ListenError as error:
+                tell(step=error.step, number=error.errno)
+            """,
+            poison=f"{fails}:1:{number}",
+        )
+        assert report.said == {"step": "bind", "number": number}
+        assert (os.lstat(path), folder_of(path)) == (before, ["a.sock"])
 
-    def test_when_it_fails_nothing_is_left(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def chmod(*_: object, **__: object) -> None:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "chmod", chmod)
-            with pytest.raises(harken.ListenError) as caught:
-                opened(path, mode=0o640)
-        assert caught.value.step == "chmod"
-        assert folder_of(path) == []
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @posix_only
@@ -635,13 +713,26 @@ class TestTakeover:
             assert answers(path, old)
 
     @pytest.mark.parametrize("stale", [False, True])
-    def test_where_nobody_lives_it_is_bound_directly(self, path: str, stale: bool) -> None:
+    def test_where_nobody_lives_nothing_is_waited_for(self, path: str, stale: bool) -> None:
         if stale:
             leave_stale(path)
+        with open_unix(path, exclusive=False) as listener:
+            assert (os.path.exists(path), folder_of(path)) == (True, ["a.sock"])
+            listener.to_socket().close()  # it could not be given away while it had to be published
+            # It is bound directly where there is nothing; what is there is never removed first.
         with opened(path, exclusive=False) as listener:
-            assert listener.getsockname() == path
             assert answers(path, listener)
         assert folder_of(path) == []
+
+    def test_what_it_was_bound_to_ends_with_its_name(self, path: str) -> None:
+        """For those who look for it in a table of sockets."""
+        with opened(path) as old, opened(path, exclusive=False) as new:
+            assert old.getsockname() == path
+            bound_to = new.getsockname()
+            assert isinstance(bound_to, str)
+            assert bound_to.startswith(os.path.dirname(path) + "/.harken-")
+            assert bound_to.endswith("/a.sock")
+            assert not os.path.exists(bound_to)
 
     def test_when_the_old_server_is_gone_by_then(self, path: str) -> None:
         with opened(path) as old, open_unix(path, exclusive=False) as new:
@@ -689,71 +780,32 @@ class TestTakeover:
             assert (inode(path), folder_of(path)) == (before, ["a.sock"])
             assert answers(path, old)
 
-    @pytest.mark.parametrize("step", ["link", "rename", "lstat"])
-    @pytest.mark.parametrize("when", ["before", "after"])
-    def test_whatever_interrupts_it_the_old_server_has_its_path(
-        self, path: str, monkeypatch: pytest.MonkeyPatch, step: str, when: str
-    ) -> None:
-        real = getattr(os, step)
-        calls: list[object] = []
-
-        def interrupted(*arguments: object, **options: object) -> object:
-            calls.append(arguments)
-            result = real(*arguments, **options) if len(calls) > 1 or when == "after" else None
-            if len(calls) == 1:
-                raise KeyboardInterrupt
-            return result
-
+    @linux_only
+    def test_when_the_rename_fails_nothing_has_changed(self, path: str, poison: Poison) -> None:
         with opened(path) as old:
-            before = inode(path)
-            with monkeypatch.context() as patched:
-                new = open_unix(path, exclusive=False)
-                patched.setattr(os, step, interrupted)
-                with pytest.raises(KeyboardInterrupt):
-                    new.listen()
-            new.close()
-            assert calls
-            assert (inode(path), folder_of(path)) == (before, ["a.sock"])
-            assert answers(path, old)
-
-    @pytest.mark.parametrize("private", [False, True])
-    def test_an_interrupt_before_it_is_ours_leaves_no_name(
-        self, path: str, monkeypatch: pytest.MonkeyPatch, private: bool
-    ) -> None:
-        def entry(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        with opened(path) as old:
-            with monkeypatch.context() as patched:
-                patched.setattr(_unix, "Entry", entry)
-                if private:
-                    patched.setattr(_unix, "_begins_closed", lambda _: False)
-                with pytest.raises(KeyboardInterrupt):
-                    open_unix(path, exclusive=False, mode=0o600 if private else None)
-            assert folder_of(path) == ["a.sock"]
-            assert answers(path, old)
-
-    def test_when_the_rename_fails_nothing_has_changed(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        def rename(*_: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        with opened(path) as old:
-            new = open_unix(path, exclusive=False)
-            with new, monkeypatch.context() as patched:
-                patched.setattr(os, "rename", rename)
-                with pytest.raises(harken.ListenError) as caught:
-                    new.listen()
-                assert (caught.value.step, caught.value.address) == ("rename", path)
+            report = poison.run(
+                f"""
+                from harken._unix import open_unix
+                with open_unix({path!r}, exclusive=False) as new:
+                    try:
+                        new.listen()
+                    except harken.ListenError as error:
+                        tell(step=error.step, address=error.address, number=error.errno)
+                """,
+                poison=f"exchange:1:{errno.ENOSPC}",
+            )
+            assert report.said == {"step": "rename", "address": path, "number": errno.ENOSPC}
             assert folder_of(path) == ["a.sock"]
             assert answers(path, old)
 
     @needs_root
     @linux_only
-    def test_another_users_path_that_cannot_be_kept_is_not_taken(self, path: str) -> None:
-        if Path("/proc/sys/fs/protected_hardlinks").read_text().strip() != "1":
-            pytest.skip("fs.protected_hardlinks is off")
-        os.chmod(os.path.dirname(path), 0o777)
-        with opened(path, mode=0o666):
+    @pytest.mark.parametrize("sticky", [False, True])
+    def test_another_users_path_is_kept_or_not_taken(self, path: str, sticky: bool) -> None:
+        """Whoever may write to the directory can take it over, and give it back: no second name is made of it, which
+        fs.protected_hardlinks forbids. In a directory like /tmp he cannot, and nothing changes."""
+        os.chmod(os.path.dirname(path), 0o1777 if sticky else 0o777)
+        with opened(path, mode=0o666) as old:
             before = inode(path)
             told = run(f"""
                 import harken._unix
@@ -761,12 +813,21 @@ class TestTakeover:
                 with harken._unix.open_unix({path!r}, exclusive=False) as listener:
                     try:
                         listener.listen()
+                        tell(step="", ours=os.lstat({path!r}).st_uid == {NOBODY})
                     except harken.ListenError as error:
-                        tell(step=error.step, hint=error.hint)
+                        tell(step=error.step, number=error.errno)
+                with harken._unix.open_unix({path!r}, exclusive=False) as listener:
+                    harken.Socket.listen(listener)
+                    if not {sticky}:
+                        listener.entry.publish()
             """)
-            assert told["step"] == "link"
-            assert "another user" in told["hint"]
-            assert (inode(path), folder_of(path)) == (before, ["a.sock"])
+            if sticky:
+                assert told == {"step": "rename", "number": errno.EPERM}
+                assert (inode(path), folder_of(path)) == (before, ["a.sock"])
+                assert answers(path, old)
+            else:
+                assert told == {"step": "", "ours": True}
+                assert folder_of(path) == []
 
     @linux_only
     def test_a_client_that_connects_all_the_time_never_fails(self, path: str) -> None:
@@ -908,63 +969,6 @@ class TestClose:
             assert asyncio.run(main(sock)) == b"hello"
         assert folder_of(path) == []
 
-    def test_two_that_close_and_open_at_once_do_not_hurt_each_other(self, path: str) -> None:
-        """Whoever holds the lock on the directory holds up both."""
-        import fcntl
-
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        listener = opened(path)
-        fcntl.flock(folder, fcntl.LOCK_EX)  # type: ignore[attr-defined,unused-ignore]
-        closing = threading.Thread(target=listener.close)
-        closing.start()
-        closing.join(0.05)
-        assert closing.is_alive()
-        assert answers(path, listener)
-        os.close(folder)
-        closing.join(30)
-        assert folder_of(path) == []
-
-    def test_a_lock_that_never_ends_is_told(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        import fcntl
-
-        monkeypatch.setattr(_unix, "_PATIENCE", 0.01)
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        listener = opened(f"{path}2")
-        fcntl.flock(folder, fcntl.LOCK_EX)  # type: ignore[attr-defined,unused-ignore]
-        try:
-            with pytest.raises(TimeoutError, match="held a lock") as caught:
-                opened(path)
-            assert isinstance(caught.value, harken.ListenError)
-            listener.close()
-        finally:
-            os.close(folder)
-        assert folder_of(path) == ["a.sock2"]  # as after a crash: the next start replaces it
-        opened(f"{path}2").close()
-
-    def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(self, path: str) -> None:
-        program = f"""
-            import harken, harken._unix
-            reading, writing = os.pipe()
-
-            def fork(_):
-                global child
-                child = os.fork()
-                if child == 0:
-                    os.read(reading, 1)
-                    os._exit(0)
-
-            really = harken._unix._begins_closed
-            harken._unix._begins_closed = lambda sock: fork(sock) or really(sock)
-            harken._unix._PATIENCE = 0.1
-            with harken._unix.open_unix({path!r}, mode=0o600):
-                harken._unix._begins_closed = really
-                harken._unix.open_unix({path + "2"!r}, mode=0o600).close()
-            os.write(writing, b"x")
-            os.waitpid(child, 0)
-            tell(left=os.listdir({os.path.dirname(path)!r}))
-        """
-        assert run(program) == {"left": []}
-
 
 def answers_on(path: str, sock: socket.socket) -> bool:
     with connect(path) as client:
@@ -1009,14 +1013,31 @@ class TestLongPaths:
         opened(long).close()
         assert os.listdir(home) == []
 
-    def test_where_there_is_no_way_it_is_told(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(os.path, "isdir", lambda _: False)
+    @needs_root
+    @linux_only
+    @pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+    def test_where_there_is_no_way_it_is_told(self, path: str) -> None:
         long = os.path.join(os.path.dirname(path), "n" * 120)
-        with pytest.raises(harken.ListenError, match=f"{len(long)} bytes.*room for 10[37]") as caught:
-            opened(long)
-        assert caught.value.errno == errno.ENAMETOOLONG
-        assert "shorter" in caught.value.hint
-        assert folder_of(path) == []
+        code = f"""
+import os, harken
+open({path!r} + ".1", "w").close()
+for path, options in (({long!r}, {{}}), ({path!r}, {{"mode": 0o640}})):
+    try:
+        with harken.listen("unix:" + path, **options): print(oct(os.lstat(path).st_mode & 0o777))
+    except harken.ListenError as e: print(e.errno, e.strerror, "|", e.hint)
+"""
+        command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc || exit 42; exec "$@"', "sh"]
+        ran = subprocess.run(
+            [*command, sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False
+        )
+        if ran.returncode == 42 or "unshare" in ran.stderr:
+            pytest.skip("nothing can be mounted here")
+        told, given = ran.stdout.splitlines()
+        assert told.startswith(f"{errno.ENAMETOOLONG} it has {len(long)} bytes")
+        assert "room for 107" in told
+        assert "shorter" in told.partition("|")[2]
+        assert given == "0o640"
+        assert folder_of(path) == ["a.sock.1"]
 
     @linux_only
     def test_the_longest_that_fits_and_one_more(self, path: str) -> None:

@@ -143,8 +143,8 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
         if not tools.held and (backlog >= 0 or special is not None):
             warn_if_less(asked_for(sockets, special, backlog))
         made = c.tuple_of(tools.listeners, sockets) if left_out is None else IncompleteListeners(sockets, left_out)
-        if special is not None and not tools.held:
-            publish_paths(special, sockets)
+        if special is not None:
+            publish_paths(sockets, not tools.held)
         return made
     except BaseException as reason:
         try:
@@ -387,7 +387,14 @@ cdef list bind_special(
         sockets += of_bind
         return left_out
     if scheme == "unix":
-        sockets.append(part("_unix", bind[4]).open_planned(bind[4], plan))
+        unix = part("_unix", bind[4])
+        sockets.append(unix.new_listener(bind[4]))  # before it has a path, which is removed whatever comes
+        try:
+            unix.bind_planned(sockets[first], plan)
+        except BaseException:
+            close_all(sockets[first:])
+            del sockets[first:]
+            raise
     elif scheme == "vsock":
         sockets.append(bind_vsock(tools, bind, plan))
     else:
@@ -478,10 +485,16 @@ cdef Py_ssize_t listen_one(Tools tools, list entry, list sockets, Py_ssize_t n, 
     return n + 1
 
 
-cdef int publish_paths(list special, list sockets) except -1:
-    """The last step: once a live server's path is ours, no error could give it back."""
-    if any([entry[0][6] == "unix" for entry in special]):
-        load("harken._unix").publish(sockets)
+cdef int publish_paths(list sockets, bint takes) except -1:
+    """The last step: what fails after it would cut a live server off. With bind() nothing is taken over yet."""
+    cdef list entries = [entry for entry in [getattr(sock, "entry", None) for sock in sockets] if entry is not None]
+    if not entries:
+        return 0
+    settle_soon = load("harken._paths").settle_soon
+    if takes:
+        for entry in entries:
+            entry.publish()
+    settle_soon(entries)  # and nothing after it that could run Python code
     return 0
 
 
@@ -723,10 +736,10 @@ cdef int close_all(list sockets) except -1:
         if sock.family != c.AF_UNIX:
             sock.end()
             continue
-        try:
-            (<object>sock).close()  # its class may have a path to remove
-        except OSError:
-            pass  # there is an error to tell already
+        entry = getattr(sock, "entry", None)
+        if entry is not None:
+            entry.remove()  # before the handle, as in its close(); here no signal handler comes in between
+        sock.end()
     return 0
 
 

@@ -177,6 +177,40 @@ cdef extern from "platform/engine.h" nogil:
     int net_engine_take(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where, int *count)
     int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
 
+cdef extern from "platform/paths.h" nogil:
+    const int NET_NOTHING, NET_A_SOCKET, NET_SOMETHING
+    const int NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN
+    const int NET_ENOENT, NET_EEXIST, NET_EACCES, NET_EPERM, NET_ENAMETOOLONG
+    const char NET_PATH_SEPARATOR
+    ctypedef struct net_folder_t:
+        int handle
+        const char *text
+    ctypedef struct net_file_t:
+        int kind
+        unsigned long long device, inode
+    bint net_same_file(const net_file_t *one, const net_file_t *other)
+    int net_path_put(const char *path, net_address_t *address, net_length_t *length)
+    int net_folder_open(const char *text, net_folder_t *folder)
+    void net_folder_close(net_folder_t *folder)
+    int net_folder_private(const net_folder_t *folder, const char *name, const char *text, net_folder_t *made)
+    int net_folder_remove(const net_folder_t *folder, const char *name)
+    int net_file_look(const net_folder_t *folder, const char *name, net_file_t *file)
+    int net_file_move(const net_folder_t *source, const char *name, const net_folder_t *to, const char *other)
+    int net_file_exchange(const net_folder_t *source, const char *name, const net_folder_t *to, const char *other)
+    int net_file_remove(const net_folder_t *folder, const char *name)
+    int net_file_give(
+        const net_folder_t *folder, const char *name, const net_file_t *whose, long long uid, long long gid, int mode,
+        const char **step
+    )
+    int net_file_knock(const net_folder_t *folder, const char *name, int *answer)
+    int net_file_hold(const net_folder_t *folder, const char *name)
+    long net_file_links(int held)
+    void net_file_release(int held)
+    int net_file_of(net_socket_t s, unsigned long long *inode)
+    bint net_begins_closed(net_socket_t s)
+    int net_file_way(const net_folder_t *folder, const char *name, char *path, size_t size)
+    void net_pause(int milliseconds)
+
 cdef extern from "platform/raise.h":
     int net_raise(int number) except -1
 
@@ -196,6 +230,11 @@ cdef extern from "Python.h":
     object PyDescr_NewMethod(type kind, PyMethodDef *method)
     object PyCFunction_NewEx(PyMethodDef *method, object bound_to, object module)
     int Py_AtExit(void (*function)() noexcept)
+    int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument)
+    ctypedef struct PyInterpreterState:
+        pass
+    PyInterpreterState *PyInterpreterState_Get()
+    PyInterpreterState *PyInterpreterState_Main()
     int PyErr_CheckSignals() except -1
     long PyLong_AsLongAndOverflow(object number, int *overflow) except? -1
     int PyErr_ResourceWarning(object source, Py_ssize_t level, const char *text, ...)

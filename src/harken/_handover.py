@@ -12,7 +12,7 @@ from ._socket import Socket, carried, describe, empty, listen_on, received
 from ._stats import queue
 
 if TYPE_CHECKING:
-    from ._unix import Entry
+    from ._paths import Entry
 
 
 class ListeningSocket(socket.socket):

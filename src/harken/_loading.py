@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PARTS = (
-    "_foresee", "_handover", "_hints", "_holders", "_inherit", "_mistakes", "_netlink", "_options", "_plan", "_stats",
-    "_types", "_unix",
+    "_foresee", "_handover", "_hints", "_holders", "_inherit", "_mistakes", "_netlink", "_options", "_paths", "_plan",
+    "_stats", "_types", "_unix",
 )  # fmt: skip
 """The modules of this package that `preload` loads; the others are there already, are commands, or are asyncio's."""
 
@@ -27,15 +27,19 @@ _OTHERS = (
 )  # fmt: skip
 _WHERE_THERE_ARE = ("fcntl", "grp", "pwd", "resource", "psutil")  # not on every system, or not installed
 
+# A file may be missing, unreadable, or cut off: of source, of compiled code, of an extension.
+_BROKEN = (ImportError, OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError, AttributeError, NameError)
+
 
 def load(name: str) -> Any:
     """The module of this name. Raises OSError where it cannot be loaded, with the reason of the system if it is one:
     EMFILE, for example; else ENOENT."""
+    module = modules.get(name)
+    if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
+        return module
     try:
         return __import__(name, None, None, ("__name__",))
-    except MemoryError:
-        raise
-    except Exception as error:  # a file may be missing, unreadable, or cut off
+    except _BROKEN as error:  # and not what a signal handler raises meanwhile
         reason = _reason(error)
         why = f"{reason.strerror} (the module {name} cannot be loaded; harken.preload() loads it beforehand)"
         raise OSError(reason.errno, why) from error

@@ -1,26 +1,26 @@
 """Unix sockets: a path that is safe to connect to from its first moment, is never stolen, and is removed again.
 
-A path in a directory outlives the socket that made it, and bind(2) takes none that is there. So, under a lock on the
-directory (flock(2), held by every process that opens or closes a path here, gone with it; no file is left for it):
+A path in a directory outlives the socket that made it, and bind(2) takes none that is there. So:
 
 - A path that a dead server left is replaced. A live server's is not: AddressInUseError tells whose it is. Neither is
   what is no socket: a file, a directory, a symbolic link. Whether a server lives is asked by connecting a *datagram*
   socket: the kernel refuses its type if a stream socket of any process has the path (EPROTOTYPE), and says
   ECONNREFUSED when nobody has. That finds servers whose queue is full, that do not listen yet, or that are in another
   container, and leaves no connection in anybody's queue. Who may not write to the socket cannot ask, and is refused.
-- ``mode``, ``owner`` and ``group`` are in force before listen(2), and nobody can connect before that. Linux gives the
-  path the mode that fchmod(2) gave the unbound socket, so that it begins with none and is never wider than asked for.
-  Elsewhere it is made in a directory of its own (0700) and moved. The umask, which all threads share, is never touched.
-- ``exclusive=False`` takes over a live server's path: the new socket listens under a temporary name and is moved over
-  the path by rename(2), so that at no instant the path is missing or refuses. The old server keeps its connections and
-  those in its queue, and should accept these before it closes. With `harken.bind` this happens in ``listen()``. When
-  another listener of the same `harken.listen` fails, the old server gets its path back.
+- ``mode``, ``owner`` and ``group`` are in force before listen(2), and nobody can connect before that: the path begins
+  with no permissions (Linux), or in a directory of its own. They go to the socket, and not to whatever has its name by
+  then. The umask, which all threads share, is never touched.
+- ``exclusive=False`` takes over a live server's path: the new socket listens under a temporary name, and the two change
+  places, so that at no instant the path is missing or refuses. The old server keeps its connections and those in its
+  queue, and should accept these before it closes. With `harken.bind` this happens in ``listen()``. When another
+  listener of the same `harken.listen` fails, the old server gets its path back.
 - ``close()`` removes the path if it is still ours (device and inode), and this process made it: not a forked child.
   ``sockets()`` hands that duty over to the new object; workers to which one was sent do not have it. After
   ``to_socket()`` and ``detach()``, and when a listener is dropped or killed, the path stays, and the next start
   replaces it.
 
-What may surprise whoever uses it is in docs/unix.md.
+How this is done without a lock, which others could hold, is told in `harken._paths`; what may surprise whoever uses it,
+and who removes a path when, in docs/unix.md.
 """
 
 from __future__ import annotations
@@ -28,21 +28,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
-from contextlib import contextmanager, suppress
 
 from ._errors import ListenError, failure
 from ._listener import Listener
+from ._paths import Entry
 from ._socket import Socket, given_by
 from ._system import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import NoReturn
 
     from ._plan import Plan
-
-_PATIENCE = 5.0  # seconds for the lock, which is held for less than a millisecond
 
 
 def open_unix(
@@ -62,47 +60,48 @@ def open_unix(
 
     Raises ValueError for options that make no sense, before there is a socket; ListenError for a step that failed.
     """
-    abstract = path.startswith("\0")
-    given = {"mode": mode, "owner": owner, "group": group}
-    wanted = [name for name, value in given.items() if value is not None]
-    if abstract and (wanted or exclusive is False):
-        name = wanted[0] if wanted else "exclusive=False"
-        raise ValueError(f"{name} is for a path; @{path[1:]} is an abstract name, which is in no directory")
-    if wanted and not hasattr(os, "chown"):
-        raise ValueError(f"{wanted[0]}: a unix socket has none on this system")
-    if mode is not None and not 0 <= mode <= 0o777:
-        raise ValueError(f"mode {oct(mode)} is not between 0o0 and 0o777")
-    uid, gid = user_id(owner), group_id(group)
-    text = shown(path)
-    with _step("socket", text):
-        listener = UnixListener(path)
+    rights = _rights(path, mode, owner, group, exclusive)
+    listener = new_listener(path)
     try:
         if prepare is not None:
             prepare(listener)
-        with _step("bind", text):
-            if abstract:
-                listener.bind(must_fit(path))
-            else:
-                _bind(listener, path, text, exclusive is False, mode, uid, gid)
+        _bind(listener, path, exclusive is False, rights, fresh=False)
     except BaseException:
         listener.close()
         raise
     return listener
 
 
-def open_planned(path: str, plan: Plan | None) -> UnixListener:
-    """The same, with the options of a bind."""
+def new_listener(path: str) -> UnixListener:
+    """Its socket, which is bound to nothing yet. Raises ListenError."""
+    try:
+        return UnixListener(path)
+    except OSError as reason:
+        raise failure("socket", shown(path), reason) from None
+
+
+def bind_planned(listener: UnixListener, plan: Plan | None) -> None:
+    """bind(2) with the options of a bind. When the listener is dropped before harken.listen() has handed it out, the
+    path is as it was."""
+    path = listener._path
     if plan is None:
-        return open_unix(path)
+        _bind(listener, path, False, _NO_RIGHTS, fresh=True)
+        return
     wanted = plan.options
-
-    def prepare(sock: Listener) -> None:
-        plan.prepare(sock, path, False)
-
-    listener = open_unix(
-        path, mode=wanted.mode, owner=wanted.owner, group=wanted.group, exclusive=wanted.exclusive, prepare=prepare
-    )
+    rights = _rights(path, wanted.mode, wanted.owner, wanted.group, wanted.exclusive)
+    plan.prepare(listener, path, False)
+    _bind(listener, path, wanted.exclusive is False, rights, fresh=True)
     listener.plan = plan
+
+
+def open_planned(path: str, plan: Plan | None) -> UnixListener:
+    """Both. Raises what they raise, with everything closed."""
+    listener = new_listener(path)
+    try:
+        bind_planned(listener, plan)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
@@ -159,17 +158,17 @@ class UnixListener(Listener):
 
     def close(self) -> None:
         """Takes the path away, if it is ours, and closes the handle."""
-        entry, self.entry = self.entry, None
-        # In this order: as long as the socket is open, no other can get its inode's number.
-        if entry is not None and self.fileno() >= 0:
-            entry.remove()
+        # In this order: as long as the socket is open, no other can get its inode's number. Interrupted, it goes on
+        # where it was when it is called again.
+        if self.entry is not None and self.fileno() >= 0:
+            self.entry.remove()
         super().close()
 
     def _about_to_move(self, by: str) -> None:
         """A path stays when the handle is detached, or closed as a ``socket.socket``. Raises ValueError where the path
         is not taken over yet, which only one of ours will do."""
         super()._about_to_move(by)
-        if self.entry is not None and self.entry.final is not None and by != "adopt()":
+        if self.entry is not None and self.entry.pending and by != "adopt()":
             raise ValueError(f"{self.url} is taken over in listen(): call that first")
 
     @classmethod
@@ -182,191 +181,68 @@ class UnixListener(Listener):
         return UnixListener.without_handle(self._path, self.plan)
 
 
-# ---------------------------------------------------------------------------- the entry in the directory
-
-
-class Entry:
-    """The entry of a socket in its directory, which whoever made it takes away."""
-
-    __slots__ = ("backup", "final", "path", "pid", "place", "shown")
-
-    def __init__(self, shown: str, path: str) -> None:
-        self.shown = shown  # for errors
-        self.path = path  # absolute: where it is now
-        self.place = _place(path)
-        self.pid = os.getpid()
-        self.final: str | None = None  # where it goes when it listens
-        self.backup: str | None = None  # a second name of what was there, until settle()
-
-    def publish(self) -> None:
-        """rename(2) over the path of the old server."""
-        if self.final is None:
-            return
-        with _step("rename", self.shown), _locked(os.path.dirname(self.final)):
-            try:
-                if socket_at(self.shown, self.final):
-                    self.backup = _temporary(self.final)  # known before it is there, whatever interrupts us
-                    with _step("link", self.shown):
-                        os.link(self.final, self.backup, follow_symlinks=False)
-                os.rename(self.path, self.final)
-            finally:
-                if _place(self.final) == self.place:
-                    self.path, self.final = self.final, None
-                else:
-                    self.settle()
-
-    def settle(self) -> None:
-        """What was taken over is not given back any more."""
-        backup, self.backup = self.backup, None
-        if backup is not None:
-            with suppress(OSError):
-                os.unlink(backup)
-
-    def remove(self) -> None:
-        """Never fails: a path that cannot be removed stays, as that of a killed server does."""
-        if os.getpid() != self.pid:
-            return
-        with suppress(OSError), _locked(os.path.dirname(self.path)):
-            ours = _place(self.path) == self.place
-            if self.backup is not None and ours:
-                os.rename(self.backup, self.path)  # the old server has its path back
-                self.backup = None
-            elif ours:
-                os.unlink(self.path)
-        self.settle()
-
-
-def _place(path: str) -> tuple[int, int] | None:
-    """Device and inode; None where nothing is."""
-    try:
-        there = os.lstat(path)
-    except OSError:
-        return None
-    return there.st_dev, there.st_ino
-
-
-def _temporary(path: str) -> str:
-    """A name beside ``path`` that nobody else draws, and that fits where most names do."""
-    return os.path.join(os.path.dirname(path), f".harken-{os.urandom(6).hex()}")
-
-
-@contextmanager
-def _locked(folder: str) -> Iterator[int | None]:
-    """Nobody else here makes or removes a path in this directory meanwhile. Gives a descriptor of it, or None where
-    the system opens no directories."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    except PermissionError:  # Windows always; elsewhere one that may be written to, but not read
-        only_path: int | None = getattr(os, "O_PATH", None)
-        handle = -1 if only_path is None else os.open(folder, only_path)
-    if handle < 0:
-        yield None
-        return
-    try:
-        unlock = _lock(handle, folder)
-        try:
-            yield handle
-        finally:
-            unlock()  # said, and not left to close(): a child that was forked meanwhile has the lock too
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: str) -> Callable[[], None]:
-    try:
-        import fcntl
-    except ImportError:
-        return lambda: None
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined,unused-ignore]
-        except BlockingIOError:
-            if time.monotonic() > end:
-                text = f"somebody has held a lock on {folder} for {_PATIENCE:.0f} seconds"
-                raise failure("flock", folder, TimeoutError(errno.ETIMEDOUT, text)) from None
-            time.sleep(0.002)
-        except OSError:
-            return lambda: None  # a file system, or a directory that was not opened for reading, without locks
-        else:
-            return lambda: fcntl.flock(handle, fcntl.LOCK_UN)  # type: ignore[attr-defined,unused-ignore]
-
-
 # ---------------------------------------------------------------------------- bind
 
 
-def _bind(listener: UnixListener, path: str, shown: str, take_over: bool, mode: int | None, uid: int, gid: int) -> None:
-    full = os.path.join(os.getcwd(), path)
-    folder, name = os.path.split(full)
-    with _locked(folder) as handle:
-        way = f"/proc/self/fd/{handle}" if handle is not None and os.path.isdir(f"/proc/self/fd/{handle}") else None
-        if way is None:
-            must_fit(path)  # nobody could connect to it either
-        take_over = _make_room(shown, full, take_over)
-        private = mode is not None and not _begins_closed(listener)
-        text = None if take_over or private else _fitting(path, way, name)
-        if text is not None:
-            listener.bind(text)
-            listener.entry = Entry(shown, full)
-            _give(full, mode, uid, gid, shown)
-            return
-        # It is made under another name, and moved.
-        made = beside = _temporary(full)
+_Rights = tuple[int, int, int]  # owner, group and mode by number; -1 leaves one as it is
+_NO_RIGHTS: _Rights = (-1, -1, -1)
+
+
+def _rights(
+    path: str, mode: int | None, owner: str | int | None, group: str | int | None, exclusive: bool | None
+) -> _Rights:
+    given = {"mode": mode, "owner": owner, "group": group}
+    wanted = [name for name, value in given.items() if value is not None]
+    if path.startswith("\0") and (wanted or exclusive is False):
+        name = wanted[0] if wanted else "exclusive=False"
+        raise ValueError(f"{name} is for a path; @{path[1:]} is an abstract name, which is in no directory")
+    if wanted and not hasattr(os, "chown"):
+        raise ValueError(f"{wanted[0]}: a unix socket has none on this system")
+    if mode is not None and not 0 <= mode <= 0o777:
+        raise ValueError(f"mode {oct(mode)} is not between 0o0 and 0o777")
+    return user_id(owner), group_id(group), -1 if mode is None else mode
+
+
+def _bind(listener: UnixListener, path: str, takes_over: bool, rights: _Rights, fresh: bool) -> None:
+    if path.startswith("\0"):
         try:
-            if private:
-                os.mkdir(beside, 0o700)
-                made = os.path.join(beside, "s")
-            rest = os.path.relpath(made, folder)
-            text = os.path.join(os.path.dirname(path), rest)
-            listener.bind(_fitting(text, way, rest) or must_fit(text))
-            listener.entry = entry = Entry(shown, made)
-            _give(made, mode, uid, gid, shown)
-            goes_to = _temporary(full) if take_over and private else made if take_over else full
-            if goes_to != made:
-                os.rename(made, goes_to)
-                entry.path = goes_to
-            entry.final = full if take_over else None
-        finally:
-            if listener.entry is None or (private and listener.entry.path == made):  # it failed, or was interrupted
-                with suppress(OSError):
-                    os.unlink(made)
-            if private:
-                with suppress(OSError):
-                    os.rmdir(beside)
-
-
-def _begins_closed(listener: Socket) -> bool:
-    """Will the path begin with no permissions at all? Linux takes those of the socket; others have none on sockets."""
-    try:
-        os.fchmod(listener.fileno(), 0)  # type: ignore[attr-defined,unused-ignore]
-    except (OSError, AttributeError):
-        return False
-    return True
-
-
-def _give(path: str, mode: int | None, uid: int, gid: int, shown: str) -> None:
-    """Owner first: the mode opens it for the group that it is meant for."""
-    if uid != -1 or gid != -1:
-        with _step("chown", shown):
-            os.chown(path, uid, gid, follow_symlinks=False)  # type: ignore[attr-defined,unused-ignore]
-    if mode is None:
+            listener.bind(must_fit(path))
+        except OSError as reason:
+            raise failure("bind", path, reason) from None
         return
-    with _step("chmod", shown):
-        # In a directory of others' a symbolic link could lie there by now: it is never followed.
-        if os.chmod in os.supports_follow_symlinks:
-            os.chmod(path, mode, follow_symlinks=False)
-            return
-        handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # type: ignore[attr-defined,unused-ignore]
-        try:
-            os.chmod(f"/proc/self/fd/{handle}", mode)
-        finally:
-            os.close(handle)
+    # Known to the listener before there is a path: whatever interrupts us, close() takes it away.
+    try:
+        listener.entry = Entry(shown(path), path, os.path.join(os.getcwd(), path))
+    except OSError as reason:  # the current directory is gone
+        raise failure("bind", shown(path), reason) from None
+    listener.entry.bind(listener, takes_over, *rights, fresh)
 
 
-def _fitting(path: str, way: str | None, name: str) -> str | None:
-    """What to tell bind(2): the path, or if that is too long the way through the descriptor of its directory."""
-    texts = (path, f"{way}/{name}") if way else (path,)
-    return next((text for text in texts if len(os.fsencode(text)) <= _room(text)), None)
+def refused(step: str, text: str, path: str, reason: OSError) -> NoReturn:
+    """Raises what a step on a path came to, as a ListenError."""
+    try:
+        if reason.errno == errno.EEXIST:
+            socket_at(text, path)
+        if reason.errno == errno.ENAMETOOLONG:
+            must_fit(path)
+    except OSError as better:
+        reason = better
+    raise reason if isinstance(reason, ListenError) else failure(step, text, reason) from None
+
+
+def may_give(owner: int = -1, group: int = -1) -> bool:
+    """May this process give a file of its own away, to these numbers? -1 is nobody else."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            able = next(int(line[7:], 16) for line in file if line.startswith(b"CapEff:"))
+        if able & 1:  # CAP_CHOWN, as the kernel asks it
+            return True
+    except (OSError, StopIteration):
+        if os.geteuid() == 0:  # type: ignore[attr-defined,unused-ignore]
+            return True
+    user = os.geteuid()  # type: ignore[attr-defined,unused-ignore]
+    groups = {-1, os.getegid(), *os.getgroups()}  # type: ignore[attr-defined,unused-ignore]
+    return owner in (-1, user) and group in groups
 
 
 def _room(path: str) -> int:
@@ -386,41 +262,15 @@ def must_fit(path: str) -> str:
     return path
 
 
-@contextmanager
-def _step(step: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, ListenError):
-            raise
-        raise failure(step, path, error) from None
-
-
 # ---------------------------------------------------------------------------- whose is it?
-
-
-def _make_room(shown: str, full: str, take_over: bool) -> bool:
-    """Removes what a dead server left; raises for what must stay. Is there a live server, to be taken over from?"""
-    if not socket_at(shown, full):
-        return False
-    number = knock(shown)
-    if number == errno.ENOENT:
-        return False  # removed meanwhile
-    if number == errno.ECONNREFUSED:
-        os.unlink(full)
-        return False
-    if take_over:
-        return True
-    if number in (errno.EACCES, errno.EPERM):
-        raise failure("connect", shown, PermissionError(number, os.strerror(number)))
-    raise failure("bind", shown, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
 def is_live(path: str) -> bool:
     """Has a process a socket that is bound to this path? False also where that cannot be told."""
-    with suppress(OSError):
+    try:
         return knock(path) not in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-    return False
+    except OSError:
+        return False
 
 
 def knock(path: str) -> int:

@@ -1,0 +1,91 @@
+/* Entries of directories, for unix sockets: what _paths.pyx is made of. The contract of net.h holds here too.
+ *
+ * A folder is opened once, and names are looked up in it: a folder above may be renamed meanwhile by whoever owns it.
+ *
+ *   net_folder_open, net_folder_close   a directory; on Windows its path
+ *   net_folder_private          makes one in it that no other user can enter, or reach into
+ *   net_folder_remove           removes an empty one
+ *   net_file_look               what has this name; a symbolic link is not followed. Nothing is no error
+ *   net_file_move               gives it another name, unless something has that: one atomic step, or link and unlink
+ *   net_file_exchange           two names change places: one atomic step where the system and the file system have it,
+ *                               else by hand, with the second name missing for a moment
+ *   net_file_remove             removes a name
+ *   net_file_give               owner and mode of a socket: of what `whose` says, whatever has the name by then
+ *   net_file_knock              does a process have the socket of this name?
+ *   net_file_hold, net_file_links  how many names has what had this name once? Where the system has a way to hold it
+ *   net_file_of                 which inode is a socket bound to? Where the system tells
+ *   net_begins_closed           from now on bind() makes a path with no permissions, where sockets have a mode
+ *   net_file_way                a path to a name in a folder that is short, where there is one
+ *   net_path_put                a path as an address
+ *   net_pause                   milliseconds
+ */
+#ifndef HARKEN_PATHS_H
+#define HARKEN_PATHS_H
+
+#include "platform/net.h"
+
+enum { NET_NOTHING, NET_A_SOCKET, NET_SOMETHING };
+
+typedef struct {
+    int kind;
+    unsigned long long device, inode;
+} net_file_t;
+
+/* What net_file_knock says. Nobody: a server that ended has left it. Forbidden: it may not be asked. */
+enum { NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN };
+
+static inline int net_path_put(const char *path, net_address_t *address, net_length_t *length);
+
+#ifdef _WIN32
+#include "platform/paths_on_windows.h"
+#else
+#include "platform/paths_on_posix.h"
+#endif
+
+static inline int net_same_file(const net_file_t *one, const net_file_t *other)
+{
+    return one->kind != NET_NOTHING && one->kind == other->kind && one->inode == other->inode &&
+           one->device == other->device;
+}
+
+static inline int net_path_put(const char *path, net_address_t *address, net_length_t *length)
+{
+    size_t size = strlen(path) + 1;
+    if (size > NET_PATH_ROOM)
+        return NET_ENAMETOOLONG;
+    memset(address, 0, sizeof *address);
+    address->un.sun_family = AF_UNIX;
+    memcpy(address->un.sun_path, path, size);
+    *length = (net_length_t)(NET_PATH_AT + size);
+    return 0;
+}
+
+#define NET_ASIDE ".harken-aside"
+
+/* Where the two cannot change places in one step. The folder `from` is ours alone, so that its names are free. What is
+ * at the second name is never lost: it is put back when ours cannot get there. */
+static inline int net_exchange_by_hand(const net_folder_t *from, const char *name, const net_folder_t *to,
+                                       const char *other)
+{
+    int lives = NET_SOMEBODY, error = net_file_move(to, other, from, NET_ASIDE);
+    if (error)
+        return error;
+    error = net_file_move(from, name, to, other);
+    if (error == 0)
+        return net_file_move(from, NET_ASIDE, from, name);
+    /* It came between us and a name that was missing for a moment. Of the two that live, the first has it. */
+    if (net_file_knock(from, NET_ASIDE, &lives) == 0 && lives == NET_NOBODY)
+        net_file_remove(from, NET_ASIDE);
+    else
+        net_file_replace(from, NET_ASIDE, to, other);
+    return error;
+}
+
+static inline int net_file_exchange(const net_folder_t *from, const char *name, const net_folder_t *to,
+                                    const char *other)
+{
+    int error = net_exchange(from, name, to, other);
+    return error == NET_ENOTSUP ? net_exchange_by_hand(from, name, to, other) : error;
+}
+
+#endif
