@@ -101,9 +101,61 @@ static void bytes_travel(net_socket_t from, net_socket_t to)
     CHECK(net_recv(to, data, sizeof data, 0, &done) == 0 && done == 5 && memcmp(data, "whole", 5) == 0);
     net_buffer(&parts[0], first, 3);
     net_buffer(&parts[1], second, 5);
-    CHECK(net_sendmsg(from, parts, 2, NULL, 0, 0, &done) == 0 && done == 8);
+    CHECK(net_sendmsg(from, parts, 2, NULL, 0, 0, NULL, 0, &done) == 0 && done == 8);
     wait_for(to, POLLIN);
     CHECK(net_recv(to, data, sizeof data, 0, &done) == 0 && done == 8 && memcmp(data, "of parts", 8) == 0);
+
+    /* The same by the calls that tell of addresses, of which a stream has none, and of ancillary data. */
+    net_address_t peer;
+    net_length_t length = sizeof peer;
+    size_t room = 0;
+    int told = STALE;
+    CHECK(net_recvfrom(to, data, sizeof data, 0, &peer.any, &length, &done) == NET_EWOULDBLOCK && done == 0);
+    CHECK(net_send(from, "whole", 5, 0, &done) == 0 && done == 5);
+    wait_for(to, POLLIN);
+    length = sizeof peer;
+    CHECK(net_recvfrom(to, data, 2, 0, &peer.any, &length, &done) == 0 && done == 2 && length <= sizeof peer);
+    length = sizeof peer;
+    net_buffer(&parts[0], data, 2);
+    net_buffer(&parts[1], data + 2, 8);
+    CHECK(net_recvmsg(to, parts, 2, NULL, &room, 0, &told, &peer.any, &length, &done) == 0 && done == 3);
+    CHECK(memcmp(data, "ole", 3) == 0 && room == 0 && told == 0 && length <= sizeof peer);
+    length = sizeof peer;
+    CHECK(net_recvmsg(to, parts, 2, NULL, &room, 0, &told, &peer.any, &length, &done) == NET_EWOULDBLOCK && done == 0);
+}
+
+static void datagrams_have_addresses(void)
+{
+    net_socket_t one, other;
+    net_address_t here, peer;
+    net_length_t length = sizeof here;
+    char data[8];
+    size_t done = STALE;
+    CHECK(net_socket(AF_INET, SOCK_DGRAM, 0, &one) == 0 && net_socket(AF_INET, SOCK_DGRAM, 0, &other) == 0);
+    memset(&here, 0, sizeof here);
+    here.in.sin_family = AF_INET;
+    here.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(bind(one, &here.any, sizeof here.in) == 0 && getsockname(one, &here.any, &length) == 0);
+    CHECK(net_sendto(other, "hail", 4, 0, &here.any, length, &done) == 0 && done == 4);
+    wait_for(one, POLLIN);
+    length = sizeof peer;
+    CHECK(net_recvfrom(one, data, sizeof data, 0, &peer.any, &length, &done) == 0 && done == 4);
+    CHECK(length == sizeof peer.in && peer.in.sin_family == AF_INET && peer.in.sin_port != 0);
+    CHECK(net_close(one) == 0 && net_close(other) == 0);
+}
+
+static void limits_are_told(net_socket_t s)
+{
+#ifdef _WIN32
+    DWORD half = 500;
+#else
+    struct timeval half = {0, 500000};
+#endif
+    CHECK(net_limit(s, 0) == 0 && net_limit(s, 1) == 0);
+    CHECK(setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, (const char *)&half, sizeof half) == 0);
+    CHECK(net_limit(s, 1) == 0 && net_limit(s, 0) > 0.4 && net_limit(s, 0) < 0.6);
+    memset(&half, 0, sizeof half);
+    CHECK(setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, (const char *)&half, sizeof half) == 0 && net_limit(s, 0) == 0);
 }
 
 /* Where the system tells: one that waits is one that is counted. */
@@ -165,6 +217,7 @@ static void connections_come(net_socket_t listener, const net_address_t *at, net
     CHECK(copy != clients[1] && not_inheritable(copy));
     CHECK(net_close(clients[1]) == 0);
     bytes_travel(copy, taken[1]);
+    limits_are_told(copy);
     clients[1] = copy;
 
     CHECK(net_inheritable(copy, 1) == 0 && net_is_inheritable(copy, &on) == 0 && on == 1);
@@ -241,6 +294,7 @@ static void failures_leave_nothing(void)
     long queued = STALE, limit = STALE;
     size_t done = STALE;
     char data[4] = {0};
+    size_t room = 0;
     net_buffer_t part;
 
     CHECK(net_socket(12345, SOCK_STREAM, 0, &s) == NET_EAFNOSUPPORT && s == NET_INVALID);
@@ -264,7 +318,16 @@ static void failures_leave_nothing(void)
     CHECK(net_send(dead, data, sizeof data, 0, &done) == NET_EBADF && done == 0);
     done = STALE;
     net_buffer(&part, data, sizeof data);
-    CHECK(net_sendmsg(dead, &part, 1, NULL, 0, 0, &done) == NET_EBADF && done == 0);
+    CHECK(net_sendmsg(dead, &part, 1, NULL, 0, 0, NULL, 0, &done) == NET_EBADF && done == 0);
+    done = STALE;
+    length = sizeof name;
+    CHECK(net_recvfrom(dead, data, sizeof data, 0, &name.any, &length, &done) == NET_EBADF && done == 0);
+    done = STALE;
+    CHECK(net_sendto(dead, data, 1, 0, &name.any, sizeof name.in, &done) != 0 && done == 0);
+    done = STALE;
+    length = sizeof name;
+    CHECK(net_recvmsg(dead, &part, 1, NULL, &room, 0, &a, &name.any, &length, &done) == NET_EBADF && done == 0);
+    CHECK(net_limit(dead, 1) == 0);
     a = STALE;
     CHECK(net_is_inheritable(dead, &a) != 0 && a == 0);
     CHECK(net_inheritable(dead, 1) != 0);
@@ -488,7 +551,7 @@ static void handles_travel(void)
     memset(&control, 0, sizeof control);
     net_control_put(&control, SOL_SOCKET, SCM_RIGHTS, sent, sizeof sent);
     CHECK(net_buffer(&part, text, 4) == 1);
-    CHECK(net_sendmsg(ends[0], &part, 1, &control, room, 0, &done) == 0 && done == 4);
+    CHECK(net_sendmsg(ends[0], &part, 1, &control, room, 0, NULL, 0, &done) == 0 && done == 4);
 
     memset(&message, 0, sizeof message);
     memset(&control, 0, sizeof control);
@@ -500,8 +563,21 @@ static void handles_travel(void)
     CHECK(control.first.cmsg_level == SOL_SOCKET && control.first.cmsg_type == SCM_RIGHTS);
     CHECK(control.first.cmsg_len == CMSG_LEN(sizeof got));
     memcpy(got, CMSG_DATA(&control.first), sizeof got);
+    size_t at = 0, size = STALE;
+    int level = STALE, type = STALE;
+    const char *content = NULL;
+    CHECK(net_control_get(&control, message.msg_controllen, &at, &level, &type, &content, &size) == 1);
+    CHECK(level == SOL_SOCKET && type == SCM_RIGHTS && size == sizeof got && memcmp(content, got, size) == 0);
+    CHECK(at >= message.msg_controllen);
+    CHECK(net_control_get(&control, message.msg_controllen, &at, &level, &type, &content, &size) == 0);
+    at = 0; /* cut in the middle of the second number */
+    CHECK(net_control_get(&control, CMSG_LEN(sizeof(int) + 1), &at, &level, &type, &content, &size) == 1);
+    CHECK(size == sizeof(int) + 1);
+    at = 0;
+    CHECK(net_control_get(&control, 0, &at, &level, &type, &content, &size) == 0);
     CHECK(write(got[1], "!", 1) == 1 && read(sent[0], data, 1) == 1 && *data == '!');
-    CHECK(net_close(got[0]) == 0 && net_close(got[1]) == 0 && net_close(sent[0]) == 0 && net_close(sent[1]) == 0);
+    net_control_drop(&control, message.msg_controllen); /* both */
+    CHECK(net_close(got[0]) == NET_EBADF && net_close(got[1]) == NET_EBADF && net_close(sent[0]) == 0 && net_close(sent[1]) == 0);
     CHECK(net_close(ends[0]) == 0 && net_close(ends[1]) == 0);
 }
 
@@ -578,7 +654,15 @@ static void what_winsock_lacks_is_told(void)
     CHECK(net_control_space(sizeof control) == sizeof control);
     net_control_put(control, 0, 0, "four", 4);
     CHECK(memcmp(control, "four", 4) == 0 && net_buffer(&part, &byte, 1) == 1);
-    CHECK(net_sendmsg(s, &part, 1, control, sizeof control, 0, &done) == NET_ENOTSUP && done == 0);
+    CHECK(net_sendmsg(s, &part, 1, control, sizeof control, 0, NULL, 0, &done) == NET_ENOTSUP && done == 0);
+    size_t at = 0, size = STALE, room = sizeof control;
+    int level = STALE, type = STALE;
+    const char *content = control;
+    net_address_t peer;
+    net_length_t length = sizeof peer;
+    CHECK(net_control_get(control, room, &at, &level, &type, &content, &size) == 0 && content == NULL && size == 0);
+    net_control_drop(control, room);
+    CHECK(net_recvmsg(s, &part, 1, control, &room, 0, &type, &peer.any, &length, &done) == NET_ENOTSUP && done == 0);
     CHECK(net_buffer(&part, &byte, (size_t)INT_MAX + 1) == 0); /* what does not fit is told, not cut in silence */
     net_nudge(s);
     CHECK(net_forks() == 0);
@@ -605,6 +689,7 @@ int main(void)
     interfaces_have_names();
 #endif
     machines_have_addresses();
+    datagrams_have_addresses();
 #ifndef LINUX_IN_DISGUISE
     an_address_is_held();
 #endif

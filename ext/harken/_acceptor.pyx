@@ -281,7 +281,7 @@ cdef class Acceptor:
         cdef net_engine_t *made = NULL
         cdef int error = self.open(&made)
         if error == 0:
-            error = c.net_socket((<Socket>self.sockets[0]).family, c.SOCK_STREAM, 0, &self.reserve)
+            error = c.net_socket((<Socket>self.sockets[0]).domain, c.SOCK_STREAM, 0, &self.reserve)
         if error == 0:
             error = self.begin(made)
         if error:
@@ -698,7 +698,7 @@ cdef class Acceptor:
                 connection.handle = taken[n]
                 connection.gauge = self.gauge
                 n += 1
-                connection.family, connection.type, connection.proto = listener.family, listener.type, listener.proto
+                connection.domain, connection.kind, connection.proto = listener.domain, listener.kind, listener.proto
                 connection.forks = process
                 connection.blocks = blocks
                 connection.seconds = seconds
@@ -1138,7 +1138,7 @@ cdef int check_listener(Socket listener, int n, set before) except -1:
             before.add(listener.handle)
     if not open:
         raise ValueError(f"listener {n} is closed, or was given away")
-    if listener.type != c.SOCK_STREAM:
+    if listener.kind != c.SOCK_STREAM:
         raise ValueError(f"listener {n} is no stream socket: {listener!r}")
     if error:
         c.net_raise(error)

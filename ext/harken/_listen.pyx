@@ -733,7 +733,7 @@ cdef void set_ports(const found_t *addresses, int port) noexcept:
 cdef int close_all(list sockets) except -1:
     cdef Socket sock
     for sock in sockets:
-        if sock.family != c.AF_UNIX:
+        if sock.domain != c.AF_UNIX:
             sock.end()
             continue
         entry = getattr(sock, "entry", None)

@@ -92,9 +92,19 @@ cdef extern from "platform/net.h" nogil:
     int net_recv(net_socket_t s, void *data, size_t size, int flags, size_t *done)
     int net_send(net_socket_t s, const void *data, size_t size, int flags, size_t *done)
     bint net_buffer(net_buffer_t *buffer, void *data, size_t size)
+    int net_recvfrom(net_socket_t s, void *data, size_t size, int flags, sockaddr *address, net_length_t *length,
+                     size_t *done)
+    int net_sendto(net_socket_t s, const void *data, size_t size, int flags, const sockaddr *address,
+                   net_length_t length, size_t *done)
+    int net_recvmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t *control_size,
+                    int flags, int *told, sockaddr *address, net_length_t *length, size_t *done)
     int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
-                    int flags, size_t *done)
+                    int flags, const sockaddr *address, net_length_t length, size_t *done)
+    double net_limit(net_socket_t s, bint receives)
     size_t net_control_space(size_t size)
+    bint net_control_get(void *control, size_t control_size, size_t *at, int *level, int *type, const char **data,
+                         size_t *size)
+    void net_control_drop(void *control, size_t control_size)
     void net_control_put(void *at, int level, int type, const void *data, size_t size)
     int net_waker_open(net_waker_t *waker)
     void net_waker_pull(net_waker_t *waker)
@@ -136,7 +146,8 @@ cdef extern from "platform/net.h" nogil:
     const bint NET_WAITS_BY_POLL
     const int NET_WAIT_SLICE
     const int NET_TIMED_OUT, NET_READY, NET_WOKEN
-    const int NET_DONTWAIT
+    const int NET_DONTWAIT, NET_WAITALL, NET_NEVER_WAITS, NET_NEVER_GATHERS
+    const int NET_LIMIT_REACHED
     const int NET_EAFNOSUPPORT, NET_EADDRINUSE, NET_EADDRNOTAVAIL, NET_EBADF, NET_ECONNRESET, NET_EINPROGRESS
     const int NET_EINTR, NET_EISCONN, NET_ENOMEM, NET_ENOTSUP, NET_EPROTONOSUPPORT, NET_EWOULDBLOCK
     const int NET_EAI_SYSTEM

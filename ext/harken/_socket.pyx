@@ -13,6 +13,21 @@ read outside of one is a single number, and a hint at most.
 How a wait is made. On POSIX a blocking connection waits in its own system call, as a C program would. accept() waits in
 poll() on a non-blocking listener and a waker, because nothing else can be woken by close() without harm to the
 processes that share the listener. On Windows every handle is non-blocking, and every wait is net_wait().
+
+What EAGAIN means. Four parties may say how long a call waits, and the first of these that spoke decides:
+
+1. The timeout of this object, if it is a number. 0: EAGAIN is BlockingIOError at once. More: EAGAIN is a wait, also
+   with MSG_DONTWAIT, and TimeoutError in the end. The system is never left to wait, for it knows nothing of our time:
+   transfers are made with MSG_DONTWAIT, accept() and connect() on a handle that was made non-blocking just before.
+   (A listener whose timeout is 0 keeps the mode that it was given: accept() would cost a second system call.)
+2. The caller's flags of this call. MSG_DONTWAIT: BlockingIOError at once. So, too, for urgent data and the error queue,
+   for which no system waits.
+3. The caller's SO_RCVTIMEO or SO_SNDTIMEO. The kernel waits that long, and EAGAIN is BlockingIOError; connect() says
+   EINPROGRESS. Where the kernel did not wait (an accept(), or a handle that does not block) we wait as long in its
+   place. On Windows the error is WSAETIMEDOUT, as Winsock's blocking calls have it.
+4. Nobody: the call waits for ever, whatever mode others have given to the handle; for O_NONBLOCK belongs to all who
+   share the socket, and to none of them alone. Here the standard library would raise BlockingIOError. The one exception
+   is a call that poll() cannot wait for: a datagram for which the receiver or the system has no room.
 """
 
 import cython
@@ -30,6 +45,8 @@ from harken._system cimport forks
 from harken._platform cimport net_address_t, net_buffer_t, net_length_t, net_socket_t, sockaddr
 from harken._resolve cimport decode, locate, shown
 
+from sys import modules
+
 from harken._loading import load
 
 include "move.pxi"
@@ -37,6 +54,18 @@ include "move.pxi"
 cdef enum:
     BATCH = 64  # how many connections one trip into C takes at the most
     TIMED_OUT = -2  # no error number of any system
+
+
+cdef enum:  # the calls of a transfer: those that receive first
+    RECV
+    RECVFROM
+    RECVMSG
+    SEND
+    SENDTO
+    SENDMSG
+
+
+getdefaulttimeout = None  # the function, once `_socket` is there
 
 
 cdef class Socket:
@@ -60,14 +89,19 @@ cdef class Socket:
 
     def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
         cdef int error, of = int_of(family, "family"), kind = int_of(type, "type"), by = int_of(proto, "proto")
+        cdef double seconds = default_timeout()
         if self.handle != c.NET_INVALID:
             raise RuntimeError("this Socket has its handle already")
         if fileno is not None:
             self.adopt(fileno, of, kind, by)
-            return
-        error = self.open(c.AF_INET if of == -1 else of, c.SOCK_STREAM if kind == -1 else kind, 0 if by == -1 else by)
-        if error:
-            c.net_raise(error)
+        else:
+            error = self.open(
+                c.AF_INET if of == -1 else of, c.SOCK_STREAM if kind == -1 else kind, 0 if by == -1 else by
+            )
+            if error:
+                c.net_raise(error)
+        if self.seconds < 0 and seconds >= 0:
+            self.set_timeout(seconds)
 
     def __del__(self):
         if self.handle != c.NET_INVALID:
@@ -78,6 +112,16 @@ cdef class Socket:
     def __dealloc__(self):
         # Nobody is left to hear of an error here, and no call can be in flight: each holds a reference.
         self.end()
+
+    @property
+    def family(self):
+        """The address family, as `socket.AddressFamily` if it is one of these."""
+        return named("AddressFamily", self.domain)
+
+    @property
+    def type(self):
+        """The type, as `socket.SocketKind` if it is one of these."""
+        return named("SocketKind", self.kind)
 
     # ------------------------------------------------------------------ the steps in C: an error number, or 0
 
@@ -90,7 +134,7 @@ cdef class Socket:
         error = c.net_socket(family, type, proto, &self.handle)
         if error:
             return error
-        self.family, self.type, self.proto = family, type, proto
+        self.domain, self.kind, self.proto = family, type, proto
         if nonblocking:
             self.seconds = 0
             if self.blocks:
@@ -107,7 +151,7 @@ cdef class Socket:
     @cython.critical_section
     cdef int hold(self, int backlog) noexcept:
         """After bind(2), for a listen(2) that comes later."""
-        cdef int error = c.net_hold(self.handle, self.family, True)
+        cdef int error = c.net_hold(self.handle, self.domain, True)
         self.held, self.wished = error == 0, backlog
         return error
 
@@ -116,7 +160,7 @@ cdef class Socket:
         cdef int error
         if self.held:
             # Back to what a restarted server must find when this one has connections in TIME_WAIT.
-            error = c.net_hold(self.handle, self.family, False)
+            error = c.net_hold(self.handle, self.domain, False)
             if error:
                 return error
             self.held = False
@@ -197,11 +241,12 @@ cdef class Socket:
         return 0
 
     @cython.critical_section
-    cdef int must_not_block(self) except -1:
-        """For accept(2), which has no MSG_DONTWAIT, and from which close() could not wake a thread. Duplicates and
-        other processes share the mode and may have changed it; an ioctl() costs less than a poll() before each."""
+    cdef int must_not_block(self, bint trusts) except -1:
+        """For accept(2) and connect(2), which have no MSG_DONTWAIT, and from which close() could not wake a thread.
+        Duplicates and other processes share the mode and may have changed it; an ioctl() costs less than a poll()
+        before each. ``trusts``: a socket that never waits keeps the mode that it was given; one system call less."""
         cdef int error
-        if self.seconds == 0:
+        if trusts and self.seconds == 0:
             return self.set_blocks(False)
         error = c.net_blocking(self.handle, False)
         if error:
@@ -256,9 +301,19 @@ cdef class Socket:
             self.has_waker = True
         return 0
 
-    cdef int wait_for_connection(self, double deadline) except -1:
+    cdef int wait_for_connection(self, double *deadline, double *limit) except -1:
+        """Until there is one. The deadline is that of the timeout; if there is none, the caller's SO_RCVTIMEO tells how
+        long accept(2) waits, and BlockingIOError (on Windows TimeoutError) that it was too long."""
         self.ensure_waker()
-        return self.wait(c.POLLIN, deadline, True)
+        if self.seconds < 0 and limit[0] < 0:
+            limit[0] = self.limit_of(True)
+            if limit[0] > 0:
+                deadline[0] = c.net_monotonic() + limit[0]
+        if limit[0] <= 0:
+            return self.wait(c.POLLIN, deadline[0], True)
+        if not self.ready(c.POLLIN, deadline[0], True):
+            return c.net_raise(c.NET_LIMIT_REACHED)
+        return 0
 
     # ------------------------------------------------------------------ bind, listen, accept
 
@@ -273,8 +328,8 @@ cdef class Socket:
         cdef net_socket_t handle
         cdef int error
         self.must_be_open()
-        locate(address, self.family, &to, &length, "bind()")
-        if self.family == c.AF_UNIX:
+        locate(address, self.domain, &to, &length, "bind()")
+        if self.domain == c.AF_UNIX:
             self.enter(False, &handle)
             with nogil:  # the way to a path may lead through a file system that is far away
                 error = c.net_last_error() if c.bind(handle, &to.any, length) != 0 else 0
@@ -311,10 +366,10 @@ cdef class Socket:
         cdef net_length_t length
         cdef int error
         cdef Socket connection
-        cdef double deadline = self.deadline()
+        cdef double deadline = self.deadline(), limit = -1, seconds
         self.must_be_open()
         while True:
-            self.must_not_block()
+            self.must_not_block(True)
             length = sizeof(peer)
             self.enter(False, &handle)
             with nogil:
@@ -324,13 +379,16 @@ cdef class Socket:
                 connection = self.take(Socket, taken, not c.NET_WAITS_BY_POLL)
                 if self.at_accept is not None:
                     self.furnish(connection)
+                seconds = default_timeout()
+                if seconds >= 0:
+                    connection.set_timeout(seconds)
                 return connection, decode(&peer.any, min(length, sizeof(peer)))
             if self.handle == c.NET_INVALID:
                 self.closed()
             if error == c.NET_EINTR:
                 c.PyErr_CheckSignals()
             elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
-                self.wait_for_connection(deadline)
+                self.wait_for_connection(&deadline, &limit)
             elif c.net_died_waiting(error):
                 c.PyErr_CheckSignals()  # in case there is no end of them
             else:
@@ -347,12 +405,12 @@ cdef class Socket:
         cdef net_socket_t taken[BATCH]
         cdef int error, wished, count = 0
         cdef list found = []
-        cdef double deadline = self.deadline()
+        cdef double deadline = self.deadline(), patience = -1
         if limit < 1:
             raise ValueError(f"limit must be at least 1: {limit}")
         self.must_be_open()
         while True:
-            self.must_not_block()
+            self.must_not_block(True)
             wished = <int>min(limit - len(found), BATCH)
             self.enter(False, &handle)
             with nogil:
@@ -371,7 +429,7 @@ cdef class Socket:
             elif error == c.NET_EWOULDBLOCK:
                 if self.seconds == 0:
                     return found
-                self.wait_for_connection(deadline)
+                self.wait_for_connection(&deadline, &patience)
             else:
                 c.net_raise(error)
 
@@ -385,7 +443,7 @@ cdef class Socket:
             c.net_close(handle)
             raise
         connection.handle = handle
-        connection.family, connection.type, connection.proto = self.family, self.type, self.proto
+        connection.domain, connection.kind, connection.proto = self.domain, self.kind, self.proto
         connection.blocks = blocks
         return connection
 
@@ -423,7 +481,11 @@ cdef class Socket:
     # ------------------------------------------------------------------ connect, send, receive
 
     def connect(self, address):
-        """connect(2): to an entry of `getaddrinfo`, or to an address; a host name is resolved to its first address."""
+        """connect(2): to an entry of `getaddrinfo`, or to an address; a host name is resolved to its first address.
+
+        Waits as long as the timeout allows; with none, as long as SO_SNDTIMEO does, if the caller has set it. Raises
+        OSError: ConnectionRefusedError and others, TimeoutError, BlockingIOError when non-blocking.
+        """
         cdef int error
         self.must_be_open()
         error = self.connect_to(address)
@@ -447,8 +509,10 @@ cdef class Socket:
         cdef net_length_t length = 0, size = sizeof(int)
         cdef int error
         cdef net_socket_t handle
-        cdef double deadline = self.deadline()
-        locate(address, self.family, &to, &length, "connect()")
+        cdef double deadline = self.deadline(), limit = 0
+        locate(address, self.domain, &to, &length, "connect()")
+        if self.seconds >= 0:
+            self.must_not_block(False)  # nothing would end connect(2) in time
         self.enter(True, &handle)
         with nogil:
             error = c.net_connect(handle, &to.any, length)
@@ -462,172 +526,341 @@ cdef class Socket:
         # It goes on by itself, also after a signal; a second connect() would only say EALREADY.
         if error == c.NET_EINTR:
             c.PyErr_CheckSignals()
+        elif self.seconds < 0:
+            limit = self.limit_of(False)
+            if limit > 0:
+                if self.waited_in_the_kernel():
+                    return error
+                deadline = c.net_monotonic() + limit
         if not self.ready(c.POLLOUT, deadline, False):
-            return TIMED_OUT
+            return c.NET_EINPROGRESS if limit > 0 else TIMED_OUT
         error = 0
         with cython.critical_section(self):
             if c.getsockopt(self.handle, c.SOL_SOCKET, c.SO_ERROR, <char *>&error, &size) != 0:
                 error = c.net_last_error()
         return 0 if error == c.NET_EISCONN else error
 
-    cdef Py_ssize_t transfer(self, bint receive, char *data, size_t size, int flags, double deadline) except -1:
-        """One recv() or send() that succeeds, however often it is interrupted or must wait before."""
-        cdef size_t done = 0
-        cdef int error
+    cdef Py_ssize_t transfer(self, transfer_t *what, double deadline) except -1:
+        """One call that sends or receives and succeeds, however often it is interrupted or must wait before."""
+        cdef size_t done = 0, before = 0
+        cdef int error, flags = what.flags
+        cdef bint receives = what.call <= RECVMSG
+        cdef bint whole = flags & c.NET_WAITALL and receives and self.seconds < 0 and self.gathers(what)
+        cdef double limit = -1
         cdef net_socket_t handle
         if self.seconds >= 0:
             flags |= c.NET_DONTWAIT
-        if receive and size == 0:
-            return self.must_be_open()  # like the standard library: Linux would wait for data and then take none
+        if whole and c.NET_WAITS_BY_POLL:
+            flags &= ~c.NET_WAITALL  # which Winsock refuses for a handle that does not block
         while True:
             self.enter(True, &handle)
             with nogil:
-                if receive:
-                    error = c.net_recv(handle, data, size, flags, &done)
-                else:
-                    error = c.net_send(handle, data, size, flags, &done)
+                error = attempt(handle, what, flags, before, &done)
             self.leave(True)
-            if self.handle == c.NET_INVALID:
-                return self.closed()
+            if self.handle == c.NET_INVALID and not (error == 0 and what.control_size):
+                return self.closed()  # but descriptors that came with the data are not to be lost
             if error == 0:
-                return <Py_ssize_t>done
-            if error == c.NET_EINTR:
+                before += done
+                if not whole or done == 0 or before == what.size or self.waited_in_the_kernel():
+                    return <Py_ssize_t>before
+            elif error == c.NET_EINTR:
+                if before:
+                    return <Py_ssize_t>before  # as the kernel ends MSG_WAITALL; the handler runs when we are back
                 c.PyErr_CheckSignals()
-            elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
-                self.wait(c.POLLIN if receive else c.POLLOUT, deadline, False)
-            else:
+            elif error != c.NET_EWOULDBLOCK or self.seconds == 0:
+                if before:
+                    return <Py_ssize_t>before
                 return c.net_raise(error)
+            elif not self.wait_again(what, &deadline, &limit):
+                if before:
+                    return <Py_ssize_t>before
+                return c.net_raise(c.NET_LIMIT_REACHED if limit > 0 else error)
 
-    def recv(self, Py_ssize_t bufsize, flags=0):
-        """recv(2): up to ``bufsize`` bytes; an empty result means that the peer has shut its side down."""
+    cdef bint gathers(self, const transfer_t *what) noexcept:
+        """Is it our business that MSG_WAITALL waits for all? Not where the system would refuse it, or cannot."""
+        return (
+            self.kind == c.SOCK_STREAM and what.call <= RECVFROM and what.flags & c.NET_NEVER_GATHERS == 0
+        )
+
+    cdef bint wait_again(self, const transfer_t *what, double *deadline, double *limit) except -1:
+        """EAGAIN came, from a socket that may wait: waits, and answers 0 when it is to be told to the caller. What it
+        means stands at the top of this file."""
+        cdef bint receives = what.call <= RECVMSG
+        cdef short events = c.POLLIN if receives else c.POLLOUT
+        if receives and what.flags & c.NET_NEVER_WAITS:
+            # poll() would tell of other data than these, again and again.
+            if self.seconds < 0 or limit[0] == 0:
+                return 0
+            limit[0] = 0
+        if self.seconds > 0:
+            self.wait(events, deadline[0], False)
+            return 1
+        if what.flags & c.NET_DONTWAIT:
+            return 0
+        if limit[0] < 0:
+            limit[0] = self.limit_of(receives)
+            if (limit[0] > 0 or (not receives and self.kind != c.SOCK_STREAM)) and self.waited_in_the_kernel():
+                return 0
+            if limit[0] > 0:
+                deadline[0] = c.net_monotonic() + limit[0]
+        return self.ready(events, deadline[0], False)
+
+    @cython.critical_section
+    cdef double limit_of(self, bint receives) noexcept:
+        """SO_RCVTIMEO or SO_SNDTIMEO in seconds; 0 when there is none."""
+        return c.net_limit(self.handle, receives)
+
+    @cython.critical_section
+    cdef bint waited_in_the_kernel(self) noexcept:
+        """Does the handle block? Then EAGAIN means that the kernel has waited as long as it was told to."""
+        cdef int blocks = 0
+        return not c.NET_WAITS_BY_POLL and c.net_mode(self.handle, &blocks) == 0 and blocks
+
+    cdef bytes received(self, transfer_t *what, Py_ssize_t size):
         cdef Py_ssize_t done
-        cdef bytes data
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recv")
-        data = PyBytes_FromStringAndSize(NULL, bufsize)
-        done = self.transfer(True, PyBytes_AS_STRING(data), bufsize, int_of(flags, "flags"), self.deadline())
-        return data if done == bufsize else data[:done]
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
+        what.data, what.size = PyBytes_AS_STRING(data), size
+        done = self.transfer(what, self.deadline())
+        # More than there is room for is told for a datagram with MSG_TRUNC.
+        return data if done >= size else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data), done)
 
-    def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
-        """recv(2) into ``buffer``, at most ``nbytes``, or as much as there is room; returns how many came."""
+    cdef Py_ssize_t receive_into(self, transfer_t *what, object buffer, Py_ssize_t nbytes, str call) except -1:
         cdef Py_buffer view
-        cdef int how = int_of(flags, "flags")
         if nbytes < 0:
-            raise ValueError("negative buffersize in recv_into")
+            raise ValueError(f"negative buffersize in {call}")
         try:
             PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         except BufferError as error:
-            raise TypeError(f"recv_into(): buffer must be writable and contiguous: {error}") from None
+            raise TypeError(f"{call}(): buffer must be writable and contiguous: {error}") from None
         try:
             if nbytes > view.len:
                 raise ValueError("buffer too small for requested bytes")
-            return self.transfer(True, <char *>view.buf, nbytes or view.len, how, self.deadline())
+            what.data, what.size = <char *>view.buf, nbytes or view.len
+            if what.size == 0 and what.call == RECV:
+                return self.must_be_open()  # Linux would wait for data and then take none
+            return self.transfer(what, self.deadline())
         finally:
             PyBuffer_Release(&view)
 
-    def send(self, data, flags=0):
-        """send(2): as much of ``data`` as the system takes; returns how much that was. SIGPIPE is not raised."""
-        cdef Py_buffer view
+    def recv(self, Py_ssize_t bufsize, flags=0):
+        """recv(2): up to ``bufsize`` bytes; an empty result means that the peer has shut its side down.
+
+        Waits for the first as long as the timeout allows. Raises TimeoutError, BlockingIOError when nothing is there
+        and the socket, or MSG_DONTWAIT in ``flags``, says not to wait.
+        """
+        cdef transfer_t what
+        prepare(&what, RECV, int_of(flags, "flags"))
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        if bufsize == 0:
+            self.must_be_open()
+            return b""  # like the standard library: Linux would wait for data and then take none
+        return self.received(&what, bufsize)
+
+    def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
+        """recv(2) into ``buffer``, at most ``nbytes``, or as much as there is room; returns how many came."""
+        cdef transfer_t what
+        prepare(&what, RECV, int_of(flags, "flags"))
+        return self.receive_into(&what, buffer, nbytes, "recv_into")
+
+    def recvfrom(self, Py_ssize_t bufsize, flags=0):
+        """recvfrom(2): up to ``bufsize`` bytes, and who sent them: ``(data, address)``. On a connected TCP socket the
+        address is None; `getpeername()` tells it."""
+        cdef transfer_t what
+        prepare(&what, RECVFROM, int_of(flags, "flags"))
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recvfrom")
+        data = self.received(&what, bufsize)
+        return data, decode(&what.address.any, min(what.length, sizeof(what.address)))
+
+    def recvfrom_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
+        """recvfrom(2) into ``buffer``: ``(bytes received, address)``."""
+        cdef transfer_t what
+        cdef Py_ssize_t done
+        prepare(&what, RECVFROM, int_of(flags, "flags"))
+        done = self.receive_into(&what, buffer, nbytes, "recvfrom_into")
+        return done, decode(&what.address.any, min(what.length, sizeof(what.address)))
+
+    def recvmsg(self, Py_ssize_t bufsize, Py_ssize_t ancbufsize=0, flags=0):
+        """recvmsg(2): ``(data, ancillary data, flags of the message, address)``.
+
+        The ancillary data are a list of ``(level, type, data)``, for which there are ``ancbufsize`` bytes of room:
+        ``socket.CMSG_SPACE()`` tells how much one needs. On Windows, WSARecv(): with ``ancbufsize`` EOPNOTSUPP.
+        """
+        cdef net_buffer_t vector
+        cdef bytes data
+        cdef Py_ssize_t done
         cdef int how = int_of(flags, "flags")
+        if bufsize < 0:
+            raise ValueError("negative buffer size in recvmsg()")
+        data = PyBytes_FromStringAndSize(NULL, bufsize)
+        c.net_buffer(&vector, PyBytes_AS_STRING(data), bufsize)
+        done, control, told, address = self.receive_message(&vector, 1, ancbufsize, how, "recvmsg()")
+        return data[:done], control, told, address
+
+    def recvmsg_into(self, buffers, Py_ssize_t ancbufsize=0, flags=0):
+        """recvmsg(2) into several buffers, one after the other: ``(bytes received, ancillary data, flags of the
+        message, address)``."""
+        cdef int how = int_of(flags, "flags")
+        cdef Buffers into = Buffers()
+        into.take(tuple(buffers), PyBUF_SIMPLE | PyBUF_WRITABLE)
+        return self.receive_message(into.vector, into.used, ancbufsize, how, "recvmsg_into()")
+
+    cdef tuple receive_message(self, net_buffer_t *buffers, size_t count, Py_ssize_t room, int flags, str call):
+        cdef transfer_t what
+        cdef bytearray control
+        cdef Py_ssize_t done
+        cdef list items
+        # More than the ancillary data of any message, and no more than C can count.
+        if not 0 <= room <= 0x7FFFFFFF:
+            raise ValueError(f"invalid ancillary data buffer length in {call}")
+        prepare(&what, RECVMSG, flags)
+        control = bytearray(room)
+        what.buffers, what.count = buffers, count
+        what.control, what.control_size = <char *>control if room else NULL, room
+        done = self.transfer(&what, self.deadline())
+        try:
+            items = control_items(what.control, what.control_size)
+            return done, items, what.told, decode(&what.address.any, min(what.length, sizeof(what.address)))
+        except BaseException:
+            c.net_control_drop(what.control, what.control_size)  # descriptors that nobody would know of
+            raise
+
+    def send(self, data, flags=0):
+        """send(2): as much of ``data`` as the system takes; returns how much that was. SIGPIPE is not raised.
+
+        Waits for room as long as the timeout allows. Raises TimeoutError, BlockingIOError when there is no room and the
+        socket, or MSG_DONTWAIT in ``flags``, says not to wait.
+        """
+        cdef Py_buffer view
+        cdef transfer_t what
+        prepare(&what, SEND, int_of(flags, "flags"))
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            return self.transfer(False, <char *>view.buf, view.len, how, self.deadline())
+            what.data, what.size = <char *>view.buf, view.len
+            return self.transfer(&what, self.deadline())
         finally:
             PyBuffer_Release(&view)
 
     def sendall(self, data, flags=0):
         """send(2) until all of ``data`` is sent. The timeout holds for the whole."""
         cdef Py_buffer view
-        cdef Py_ssize_t done = 0
-        cdef int how = int_of(flags, "flags")
+        cdef transfer_t what
+        cdef size_t done
         cdef double deadline = self.deadline()
+        prepare(&what, SEND, int_of(flags, "flags"))
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            what.data, what.size = <char *>view.buf, view.len
             while True:
-                done += self.transfer(False, <char *>view.buf + done, view.len - done, how, deadline)
-                if done >= view.len:
-                    return
+                done = self.transfer(&what, deadline)
+                what.data += done
+                what.size -= done
                 c.PyErr_CheckSignals()
+                if what.size == 0:
+                    return
         finally:
             PyBuffer_Release(&view)
 
-    def sendmsg(self, buffers, ancdata=(), flags=0):
+    def sendto(self, data, *args):
+        """``sendto(data, address)`` or ``sendto(data, flags, address)``: sendto(2), for datagrams. What a connected TCP
+        socket does with the address is the system's affair: Linux and Windows ignore it, macOS raises EISCONN."""
+        cdef Py_buffer view
+        cdef transfer_t what
+        if not 1 <= len(args) <= 2:
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args) + 1} given)")
+        prepare(&what, SENDTO, int_of(args[0], "flags") if len(args) == 2 else 0)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            what.data, what.size = <char *>view.buf, view.len
+            self.must_be_open()
+            locate(args[len(args) - 1], self.domain, &what.address, &what.length, "sendto()")
+            return self.transfer(&what, self.deadline())
+        finally:
+            PyBuffer_Release(&view)
+
+    def sendmsg(self, buffers, ancdata=(), flags=0, address=None):
         """sendmsg(2), on Windows WSASend(): the buffers one after the other, as much as the system takes.
 
         ``ancdata`` is a sequence of ``(level, type, data)``, for descriptors over unix sockets; Windows has no such
-        thing and refuses it with EOPNOTSUPP.
+        thing and refuses it, and an ``address``, with EOPNOTSUPP.
         """
-        cdef int how = int_of(flags, "flags")
-        cdef tuple parts = tuple(buffers)  # which no __buffer__ can change while the buffers are taken
-        cdef size_t count = len(parts), n, held = 0, used = 0, done = 0
-        cdef Py_buffer *views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
-        cdef net_buffer_t *vector = <net_buffer_t *>PyMem_Calloc(count + 1, sizeof(net_buffer_t))
+        cdef transfer_t what
+        cdef Buffers of = Buffers()
         cdef bytearray control
-        cdef char *control_at = NULL
-        cdef size_t control_size
-        cdef int error
-        cdef net_socket_t handle
-        cdef double deadline = self.deadline()
-        try:
-            if views == NULL or vector == NULL:
-                raise MemoryError
-            control = control_of(ancdata)
-            control_size = len(control)
-            if control_size:
-                control_at = control
-            for n in range(count):
-                PyObject_GetBuffer(parts[n], &views[n], PyBUF_SIMPLE)
-                held += 1
-                used += 1
-                if not c.net_buffer(&vector[n], views[n].buf, views[n].len):
-                    break  # it is cut short, so nothing may come behind it
-            if self.seconds >= 0:
-                how |= c.NET_DONTWAIT
-            while True:
-                self.enter(True, &handle)
-                with nogil:
-                    error = c.net_sendmsg(handle, vector, used, control_at, control_size, how, &done)
-                self.leave(True)
-                if self.handle == c.NET_INVALID:
-                    self.closed()
-                if error == 0:
-                    return done
-                if error == c.NET_EINTR:
-                    c.PyErr_CheckSignals()
-                elif error == c.NET_EWOULDBLOCK and self.seconds != 0:
-                    self.wait(c.POLLOUT, deadline, False)
-                else:
-                    c.net_raise(error)
-        finally:
-            for n in range(held):
-                PyBuffer_Release(&views[n])
-            PyMem_Free(views)
-            PyMem_Free(vector)
+        prepare(&what, SENDMSG, int_of(flags, "flags"))
+        of.take(tuple(buffers), PyBUF_SIMPLE)
+        control = control_of(ancdata)
+        what.buffers, what.count = of.vector, of.used
+        what.control_size = len(control)
+        what.control = <char *>control if what.control_size else NULL
+        if address is not None:
+            self.must_be_open()
+            locate(address, self.domain, &what.address, &what.length, "sendmsg()")
+        return self.transfer(&what, self.deadline())
 
     def sendfile(self, file, offset=0, count=None):
-        """Sends what ``file`` holds from ``offset`` on, or ``count`` bytes of it; returns how many were sent.
+        """Sends what ``file`` holds from ``offset`` on, or ``count`` bytes of it, by send(2); returns how many.
 
-        Raises ValueError when the socket does not wait, for nobody would know how much was sent.
+        A regular file is read from ``offset`` wherever it stands; of anything else with ``read()`` an ``offset`` of 0
+        means from where it stands. Whatever has ``seek()`` stands at ``offset`` plus what was sent afterwards, also
+        when it was interrupted. The timeout holds for each send(2).
+
+        Raises ValueError for a file of text and when the socket does not wait, for nobody would know how much was sent.
         """
-        total = 0
+        cdef Py_ssize_t total = 0, left, size
         self.must_be_open()
+        if "b" not in getattr(file, "mode", "b"):
+            raise ValueError("sendfile(): file should be opened in binary mode")
+        if self.kind != c.SOCK_STREAM:
+            raise ValueError("sendfile(): only SOCK_STREAM type sockets are supported")
+        if count is not None:
+            if not isinstance(count, int):
+                raise TypeError(f"sendfile(): count must be a positive integer (got {count!r})")
+            if count <= 0:
+                raise ValueError(f"sendfile(): count must be a positive integer (got {count!r})")
         if self.seconds == 0:
             raise ValueError("sendfile(): non-blocking sockets are not supported")
-        if count is not None and count <= 0:
-            raise ValueError(f"sendfile(): count must be positive: {count}")
-        if offset or file.seekable():
+        if offset or is_regular(file):
             file.seek(offset)
         try:
             while count is None or total < count:
-                data = file.read(65536 if count is None else min(65536, count - total))
-                if not data:
+                data = memoryview(file.read(65536 if count is None else min(65536, count - total))).cast("B")
+                left = size = len(data)
+                if size == 0:
                     break
-                self.sendall(data)
-                total += len(data)
+                while left:
+                    size = self.send(data[len(data) - left :] if left < len(data) else data)
+                    total += size
+                    left -= size
+                    c.PyErr_CheckSignals()
         finally:
-            if total and file.seekable():
+            if total and can_seek(file):
                 file.seek(offset + total)  # behind what was sent, also when no more could be
         return total
+
+    def makefile(self, mode="r", buffering=None, *, encoding=None, errors=None, newline=None):
+        """A file object for this connection, as `socket.socket.makefile` makes it, of the same classes.
+
+        close() of the socket closes the handle when the last such file is closed, too.
+        """
+        return makefile(self, mode, buffering, encoding, errors, newline)
+
+    @cython.critical_section
+    cdef int count_file(self, int more) except -1:
+        """A file object begins, or ends, to use this socket. Answers 1 when close() waited for that."""
+        if more > 0:
+            if self.files == 0xFFFF:
+                raise OverflowError("makefile(): this socket has 65,535 file objects already")
+            self.files += 1
+        elif self.files:
+            self.files -= 1
+        return more < 0 and self.closing and self.files == 0
+
+    def _decref_socketios(self):
+        """`socket.SocketIO` calls it when it is closed."""
+        if self.count_file(-1):
+            self.close()
 
     # ------------------------------------------------------------------ names, options, modes
 
@@ -741,8 +974,13 @@ cdef class Socket:
 
     @cython.critical_section
     cdef int set_timeout(self, double seconds) except -1:
+        cdef int error
         self.must_be_open()
-        self.set_blocks(seconds < 0)
+        if not c.NET_WAITS_BY_POLL and self.watchers == NULL:  # see set_blocks()
+            error = c.net_blocking(self.handle, seconds < 0)  # whatever duplicates and other processes made of it
+            if error:
+                return c.net_raise(error)
+            self.blocks = seconds < 0
         self.seconds = seconds
         return 0
 
@@ -802,8 +1040,8 @@ cdef class Socket:
             except OSError as failure:
                 failure.add_note(f"fileno: {fileno} is no socket that this process can use")
                 raise
-        self.family = actual_family if family == -1 else family
-        self.type = actual_type if type == -1 else type & ~(c.NET_SOCK_NONBLOCK | c.NET_SOCK_CLOEXEC)
+        self.domain = actual_family if family == -1 else family
+        self.kind = actual_type if type == -1 else type & ~(c.NET_SOCK_NONBLOCK | c.NET_SOCK_CLOEXEC)
         self.proto = actual_proto if proto == -1 else proto
         # It waits for ever now, as the standard library's does, but its mode stays: other processes may share it.
         error = c.net_mode(handle, &blocks)
@@ -824,7 +1062,7 @@ cdef class Socket:
         self.must_be_open()
         with cython.critical_section(self):
             error = c.NET_EBADF if self.handle == c.NET_INVALID else c.net_duplicate(self.handle, &twin.handle)
-            twin.family, twin.type, twin.proto, twin.blocks = self.family, self.type, self.proto, self.blocks
+            twin.domain, twin.kind, twin.proto, twin.blocks = self.domain, self.kind, self.proto, self.blocks
             twin.held, twin.listens, twin.wished, twin.at_accept = self.held, self.listens, self.wished, self.at_accept
             twin.seconds = self.seconds
         if error:
@@ -835,11 +1073,20 @@ cdef class Socket:
         """Closes the handle: close(2), on Windows closesocket(). A second time does nothing.
 
         Calls that other threads have in flight end first: a wait in accept() through its waker, a blocking send() or
-        recv() through shutdown(2) of the connection. They raise EBADF there.
+        recv() through shutdown(2) of the connection. They raise EBADF there. While a file object of makefile() is open,
+        the handle stays open, too, and the last one closes it.
         """
-        cdef int error = self.shut()
+        cdef int error
+        if self.waits_for_files():
+            return
+        error = self.shut()
         if error:
             c.net_raise(error)
+
+    @cython.critical_section
+    cdef bint waits_for_files(self) noexcept:
+        self.closing = True
+        return self.files != 0
 
     cdef int shut(self) noexcept:
         return shut_socket(self)
@@ -854,7 +1101,7 @@ cdef class Socket:
             if self.handle == c.NET_INVALID:
                 return -1
             if self.held:  # whoever has it now may call listen(2): see move.pxi
-                error = c.net_hold(self.handle, self.family, False)
+                error = c.net_hold(self.handle, self.domain, False)
             if error:
                 c.net_raise(error)
             self.held = False
@@ -886,7 +1133,7 @@ cdef class Socket:
         if self.handle == c.NET_INVALID:
             by = GIVEN[self.fate]
             return f"<harken.Socket, given away by {by}>" if by else "<harken.Socket, closed>"
-        text = f"<harken.Socket fd={self.handle}, family={self.family}, type={self.type}, proto={self.proto}"
+        text = f"<harken.Socket fd={self.handle}, family={self.domain}, type={self.kind}, proto={self.proto}"
         for label, of_peer in (("laddr", False), ("raddr", True)):
             try:
                 text += f", {label}={self.name(of_peer)}"
@@ -950,7 +1197,7 @@ cdef int shut_socket(Socket self) noexcept:
     idle = self.idle
     if idle != NULL:
         # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no more.
-        patience = 1000000 if self.family == c.AF_UNIX else -1
+        patience = 1000000 if self.domain == c.AF_UNIX else -1
         with nogil:
             c.PyThread_acquire_lock_timed(idle, patience, 0)
         with cython.critical_section(self):  # whoever released it may still be about to
@@ -965,6 +1212,130 @@ cdef int shut_socket(Socket self) noexcept:
     return 0 if error == c.NET_ECONNRESET else error
 
 
+cdef void prepare(transfer_t *what, int call, int flags) noexcept:
+    what.call, what.flags, what.told = call, flags, 0
+    what.control, what.control_size = NULL, 0
+    what.length = 0
+    what.data, what.size = NULL, 0
+
+
+cdef int attempt(net_socket_t handle, transfer_t *what, int flags, size_t at, size_t *done) noexcept nogil:
+    if what.call == RECV:
+        return c.net_recv(handle, what.data + at, what.size - at, flags, done)
+    if what.call == SEND:
+        return c.net_send(handle, what.data, what.size, flags, done)
+    if what.call == RECVFROM:
+        what.length = sizeof(what.address)
+        return c.net_recvfrom(handle, what.data + at, what.size - at, flags, &what.address.any, &what.length, done)
+    if what.call == SENDTO:
+        return c.net_sendto(handle, what.data, what.size, flags, &what.address.any, what.length, done)
+    if what.call == RECVMSG:
+        what.length = sizeof(what.address)
+        return c.net_recvmsg(
+            handle, what.buffers, what.count, what.control, &what.control_size, flags, &what.told, &what.address.any,
+            &what.length, done,
+        )
+    return c.net_sendmsg(
+        handle, what.buffers, what.count, what.control, what.control_size, flags,
+        &what.address.any if what.length else NULL, what.length, done,
+    )
+
+
+@cython.final
+@cython.internal
+cdef class Buffers:
+    """Objects of the caller's as C sees them, held until this is dropped."""
+
+    cdef Py_buffer *views
+    cdef net_buffer_t *vector
+    cdef size_t held, used
+
+    def __dealloc__(self):
+        cdef size_t n
+        for n in range(self.held):
+            PyBuffer_Release(&self.views[n])
+        PyMem_Free(self.views)
+        PyMem_Free(self.vector)
+
+    cdef int take(self, tuple parts, int flags) except -1:
+        """The objects stand in a tuple, which no ``__buffer__`` can change meanwhile."""
+        cdef size_t count = PyTuple_GET_SIZE(parts), n
+        self.views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
+        self.vector = <net_buffer_t *>PyMem_Calloc(count + 1, sizeof(net_buffer_t))
+        if self.views == NULL or self.vector == NULL:
+            raise MemoryError
+        for n in range(count):
+            try:
+                PyObject_GetBuffer(<object>PyTuple_GET_ITEM(parts, n), &self.views[n], flags)
+            except BufferError as error:
+                if not flags & PyBUF_WRITABLE:
+                    raise
+                raise TypeError(f"recvmsg_into(): each buffer must be writable and contiguous: {error}") from None
+            self.held += 1
+            self.used += 1
+            if not c.net_buffer(&self.vector[n], self.views[n].buf, self.views[n].len):
+                break  # it is cut short, so nothing may come behind it
+        return 0
+
+
+cdef list control_items(void *control, size_t size):
+    """Ancillary data as recvmsg() returns them."""
+    cdef size_t at = 0, length
+    cdef int level, kind
+    cdef const char *data
+    cdef list items = []
+    while c.net_control_get(control, size, &at, &level, &kind, &data, &length):
+        items.append((level, kind, PyBytes_FromStringAndSize(data, length)))
+    return items
+
+
+cdef bint is_regular(file) except -1:
+    """Does os.sendfile() take it? Then ``sendfile()`` of the standard library looks at the offset alone."""
+    from os import fstat
+    from stat import S_ISREG
+    try:
+        return S_ISREG(fstat(file.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError, TypeError):
+        return False
+
+
+cdef bint can_seek(file) except -1:
+    asked = getattr(file, "seekable", None)
+    return hasattr(file, "seek") if asked is None else asked()
+
+
+cdef object makefile(Socket self, mode, buffering, encoding, errors, newline):
+    from io import BufferedReader, BufferedRWPair, BufferedWriter, DEFAULT_BUFFER_SIZE, TextIOWrapper, text_encoding
+    wished = set(mode)
+    if not wished <= set("rwb"):
+        raise ValueError(f"invalid mode {mode!r} (only r, w, b allowed)")
+    writes, binary = "w" in wished, "b" in wished
+    reads = "r" in wished or not writes
+    size = -1 if buffering is None else buffering
+    if size == 0 and not binary:
+        raise ValueError("unbuffered streams must be binary")
+    SocketIO = load("socket").SocketIO
+    self.count_file(1)
+    try:
+        raw = SocketIO(self, "r" * reads + "w" * writes)
+    except BaseException:
+        self.count_file(-1)
+        raise
+    if size == 0:
+        return raw
+    if size < 0:
+        size = DEFAULT_BUFFER_SIZE
+    if reads and writes:
+        buffer = BufferedRWPair(raw, raw, size)
+    else:
+        buffer = BufferedReader(raw, size) if reads else BufferedWriter(raw, size)
+    if binary:
+        return buffer
+    text = TextIOWrapper(buffer, text_encoding(encoding), errors, newline)
+    text.mode = mode
+    return text
+
+
 cdef int int_of(object value, str name) except? -1:
     """An argument that C takes as an int: an int or what has ``__index__``; a float is none."""
     if type(value) is not int:
@@ -975,6 +1346,37 @@ cdef int int_of(object value, str name) except? -1:
         return value
     except OverflowError:
         raise OverflowError(f"{name} is too large for C: {shown(value)}") from None
+
+
+cdef double default_timeout() except? -2:
+    """`socket.getdefaulttimeout()`, -1 for None. Where nobody has loaded `_socket`, nobody has set one."""
+    global getdefaulttimeout
+    if getdefaulttimeout is None:
+        loaded = modules.get("_socket")
+        if loaded is None:
+            return -1
+        getdefaulttimeout = loaded.getdefaulttimeout
+    seconds = getdefaulttimeout()
+    return -1 if seconds is None else seconds
+
+
+cdef object named(str enum, int number):
+    """A number as the standard library's enum has it. Its module is loaded for the first that is asked for: it takes
+    longer than all of this package."""
+    try:
+        return getattr(load("socket"), enum)(number)
+    except (OSError, ValueError):
+        return number  # it cannot be loaded now, or has no name for that
+
+
+def family_of(Socket sock not None):
+    """The address family as a plain number."""
+    return sock.domain
+
+
+def numbers_of(Socket sock not None):
+    """Family, type and protocol as plain numbers."""
+    return sock.domain, sock.kind, sock.proto
 
 
 cdef long long clamped(object number) except? -1:
@@ -1043,7 +1445,7 @@ cdef object closed_each(tuple sockets, void *nothing):
     cdef Socket sock
     for n in range(PyTuple_GET_SIZE(sockets)):
         sock = <Socket?><object>PyTuple_GET_ITEM(sockets, n)
-        if sock.family != c.AF_UNIX:
+        if sock.domain != c.AF_UNIX:
             error = sock.shut() or error
             continue
         try:

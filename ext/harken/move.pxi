@@ -57,7 +57,7 @@ cdef int take_out(Socket self, move_t *move) except -1:
         if self.forks != forks():
             self.forget_other_process()
         if self.held:
-            error = c.net_hold(self.handle, self.family, False)
+            error = c.net_hold(self.handle, self.domain, False)
         if error == 0:
             move.handle, move.arrived = self.handle, False
             self.handle, self.fate = c.NET_INVALID, MOVING
@@ -78,7 +78,7 @@ cdef void put_back(Socket self, move_t *move) noexcept:
             if self.calls == 0:
                 self.drop_waker()
         elif self.held:
-            c.net_hold(self.handle, self.family, True)
+            c.net_hold(self.handle, self.domain, True)
     if ends:
         self.shut()
 
@@ -97,7 +97,7 @@ cdef int bind_plain(Socket self, object made, move_t *move, type plain, bint exa
     cdef int inheritable = 0
     # The protocol is told, not asked for: asyncio reads it to decide about TCP_NODELAY. With SOCK_NONBLOCK the default
     # timeout is not set here, and cannot fail: CPython would close the handle.
-    plain.__init__(made, self.family, self.type | c.NET_SOCK_NONBLOCK, self.proto, handle)
+    plain.__init__(made, self.domain, self.kind | c.NET_SOCK_NONBLOCK, self.proto, handle)
     move.arrived = True
     if exact or made.proto == self.proto or not hasattr(plain, "share"):
         return 0
@@ -126,7 +126,7 @@ cdef int bind_foreign(Socket self, object made, move_t *move) except -1:
     c.net_is_inheritable(move.handle, &inheritable)
     c.net_inheritable(copy, inheritable)
     try:
-        made.__init__(self.family, self.type, self.proto, fileno=copy)
+        made.__init__(self.domain, self.kind, self.proto, fileno=copy)
     except BaseException:
         from os.path import sameopenfile
         try:
@@ -220,7 +220,7 @@ def received(sent, int family, int kind, int proto, wished, at_accept):
     if not isinstance(handle, int):
         handle = handle.detach()  # on Windows it is a socket
     holder.handle = handle
-    holder.family, holder.type, holder.proto = family, kind, proto
+    holder.domain, holder.kind, holder.proto = family, kind, proto
     try:
         move_each((holder,), [made], [None], BY_TO_SOCKET, False)
     except BaseException:
@@ -263,7 +263,7 @@ cdef void hand_to(Socket self, Socket made) noexcept:
     """From one of ours to another, which has none: with it goes what stands beside it."""
     cdef net_socket_t handle
     with cython.critical_section(self, made):
-        made.family, made.type, made.proto, made.blocks = self.family, self.type, self.proto, self.blocks
+        made.domain, made.kind, made.proto, made.blocks = self.domain, self.kind, self.proto, self.blocks
         made.held, made.listens, made.wished, made.at_accept = self.held, self.listens, self.wished, self.at_accept
         handle = self.part_with(False)
         if handle != c.NET_INVALID:
@@ -286,7 +286,7 @@ cdef int look_at(Socket made, net_socket_t handle, int *inheritable) except -1:
     if family == c.AF_INET or family == c.AF_INET6:
         c.setsockopt(handle, c.IPPROTO_TCP, c.TCP_NODELAY, <const char *>&one, sizeof(one))  # or of another protocol
     # It waits for ever now, as the standard library's does, but its mode stays: other processes may share it.
-    made.family, made.type, made.proto, made.blocks = family, type, proto, blocks
+    made.domain, made.kind, made.proto, made.blocks = family, type, proto, blocks
     return 0
 
 
@@ -331,7 +331,7 @@ cdef int detach_foreign(object given, Socket made, net_socket_t handle, type pla
                 after = fstat(handle)
                 if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):  # it is open, and nobody's
                     if isinstance(given, plain):
-                        plain.__init__(given, made.family, made.type, made.proto, handle)
+                        plain.__init__(given, made.domain, made.kind, made.proto, handle)
                         object.__setattr__(given, "_closed", False)
                     else:
                         c.net_close(handle)

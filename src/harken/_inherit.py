@@ -14,7 +14,7 @@ from sys import modules
 from ._errors import ListenError, failure
 from ._listener import Listener, Listeners
 from ._loading import load
-from ._socket import adopt, alone, describe, give_back, set_carried, take_numbers
+from ._socket import adopt, alone, describe, family_of, give_back, set_carried, take_numbers
 from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def _successor(given: int | Detachable) -> Listener:
     made: Listener
     if isinstance(given, Listener):
         made = given._twin()
-        if given.family == AF_UNIX and hasattr(given, "entry"):
+        if family_of(given) == AF_UNIX and hasattr(given, "entry"):
             made.entry = given.entry  # type: ignore[attr-defined]
         return made
     room = modules.get("harken._handover")

@@ -7,7 +7,7 @@ from os import fsdecode
 from ._bind import ANY_CID, scoped, unix_url
 from ._errors import ListenError, failure
 from ._loading import Later, load
-from ._socket import Socket, carried, close_each, given_by, sockets, state_of
+from ._socket import Socket, carried, close_each, family_of, given_by, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 
@@ -44,7 +44,7 @@ class Listener(Socket):
     def port(self) -> int:
         """The port, also when the system chose it. Raises ValueError for a unix socket, which has none."""
         address = self.address
-        if isinstance(address, str) or self.family not in (AF_INET, AF_INET6, AF_VSOCK):
+        if isinstance(address, str) or family_of(self) not in (AF_INET, AF_INET6, AF_VSOCK):
             raise ValueError(f"{self.url} has no port")
         return address[1]
 
@@ -54,9 +54,9 @@ class Listener(Socket):
         if given_by(self):
             return self._was[1]
         address = self.address
-        if isinstance(address, str) or self.family in (AF_INET, AF_INET6):
+        if isinstance(address, str) or family_of(self) in (AF_INET, AF_INET6):
             return url_of(address, "mptcp" if self.proto == IPPROTO_MPTCP else "tcp")
-        if self.family == AF_VSOCK:
+        if family_of(self) == AF_VSOCK:
             return f"vsock://{'*' if int(address[0]) == ANY_CID else address[0]}:{address[1]}"
         return f"fd://{self.fileno()}"  # of a family that has no URL
 
@@ -155,7 +155,7 @@ class Listeners(tuple[Listener, ...]):
     @property
     def port(self) -> int:
         """The one port that all share which have one. Raises ValueError when there are several, or none."""
-        ports = {listener.port for listener in self if listener.family in (AF_INET, AF_INET6)}
+        ports = {listener.port for listener in self if family_of(listener) in (AF_INET, AF_INET6)}
         if len(ports) != 1:
             raise ValueError(f"these listeners have {len(ports) or 'no'} ports: {', '.join(map(str, self))}")
         return ports.pop()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from ._listener import Listener
 from ._options import Options
-from ._socket import Socket, set_at_accept, set_exclusive
+from ._socket import Socket, family_of, numbers_of, set_at_accept, set_exclusive
 from ._system import (
     AF_INET6,
     AF_UNIX,
@@ -100,7 +100,7 @@ class Plan:
         """Between socket(2) and bind(2). ``joining``: into a group that is there already. Answers with an error number
         where the port is somebody's and bind(2) would not say so, else 0."""
         options = self.options
-        if options.exclusive is not None and sock.family != AF_UNIX:
+        if options.exclusive is not None and family_of(sock) != AF_UNIX:
             _attempt(address, "exclusive", options.exclusive, set_exclusive, sock, options.exclusive)
         if options.inheritable is not None:
             sock.set_inheritable(options.inheritable)
@@ -158,7 +158,7 @@ class Plan:
             for name, value in self._values(_OF_CONNECTIONS)
             for number in _numbers(name, sock)
             # Of an MPTCP listener a plain TCP connection does not have all: busy_poll, for one.
-            if not OPTIONS[name][2] or sock.family == AF_UNIX or sock.proto == IPPROTO_MPTCP
+            if not OPTIONS[name][2] or family_of(sock) == AF_UNIX or sock.proto == IPPROTO_MPTCP
         )
         if at_accept:
             set_at_accept(sock, at_accept)
@@ -190,9 +190,9 @@ class Plan:
 
 def _taken(sock: Socket, address: Address) -> int:
     """Where a socket joins at bind(2), one that does not join finds out whether there is anything to join."""
-    with Socket(sock.family, sock.type, sock.proto) as probe:
+    with Socket(*numbers_of(sock)) as probe:
         probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        if sock.family == AF_INET6:
+        if family_of(sock) == AF_INET6:
             probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
         try:
             probe.bind(address)
@@ -239,7 +239,7 @@ def read_back(sock: Listener, name: str, asked: Options) -> object:
     if name == "inheritable":
         return sock.get_inheritable()
     if name == "ipv6_only":
-        return bool(sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)) if sock.family == AF_INET6 else value
+        return bool(sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)) if family_of(sock) == AF_INET6 else value
     if name in ("mode", "owner", "group", "exclusive") or name not in OPTIONS:
         return value
     level, option = _numbers(name, sock)[0]
@@ -260,7 +260,7 @@ def read_back(sock: Listener, name: str, asked: Options) -> object:
 def _numbers(name: str, sock: Socket) -> list[tuple[int, int]]:
     """Level and option. A socket of both families has two settings for what stands in the IP header."""
     ipv4, ipv6, _ = OPTIONS[name]
-    if sock.family != AF_INET6:
+    if family_of(sock) != AF_INET6:
         return [ipv4]
     both = ipv4 != ipv6 and SETS_BOTH and not sock.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
     return [ipv6, ipv4] if both else [ipv6]

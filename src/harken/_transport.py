@@ -17,7 +17,7 @@ from asyncio.selector_events import BaseSelectorEventLoop
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from ._socket import empty, lend, move
+from ._socket import empty, lend, move, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -214,9 +214,7 @@ class Lent:
 
     def __init__(self, server: Server, connection: Socket) -> None:
         self.server = server
-        self.family: int = connection.family
-        self.type: int = connection.type
-        self.proto: int = connection.proto
+        self.family, self.type, self.proto = numbers_of(connection)
         self.fileno: Callable[[], int] = connection.fileno
         self.client: Any = None  # the transport
         self.coroutine: Coroutine[Any, None, tuple[Any, Any]] | None = None  # that waits

@@ -21,7 +21,10 @@
  *   net_nudge                   make a transfer that another thread waits in return, before the handle is closed
  *   net_blocking, net_inheritable  change or read one flag of a handle
  *   net_mode                    does a handle from elsewhere block? On POSIX asked; on Windows it does not from now on
- *   net_connect, net_recv, net_send, net_sendmsg   one attempt each; a wait is the caller's business
+ *   net_connect, net_recv, net_send, net_recvfrom, net_sendto, net_recvmsg, net_sendmsg   one attempt each; a wait is
+ *                               the caller's business
+ *   net_limit                   how long the kernel waits, by the caller's SO_RCVTIMEO and SO_SNDTIMEO
+ *   net_control_*               ancillary data: written, read, and descriptors in them closed
  *   net_wait, net_waker_*       wait for a handle and for a waker that another thread can pull
  *   net_duplicate               a second handle of the same socket
  *   net_describe                family, type and protocol of a handle that came from elsewhere

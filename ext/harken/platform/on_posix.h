@@ -120,6 +120,14 @@ typedef struct iovec net_buffer_t;
 
 /* For one call, whatever the mode of the socket: dup() and fork() share the mode, and somebody may have changed it. */
 #define NET_DONTWAIT MSG_DONTWAIT
+#define NET_WAITALL MSG_WAITALL
+#ifdef MSG_ERRQUEUE
+#define NET_NEVER_WAITS (MSG_OOB | MSG_ERRQUEUE)
+#else
+#define NET_NEVER_WAITS MSG_OOB
+#endif
+#define NET_NEVER_GATHERS (MSG_PEEK | MSG_DONTWAIT | NET_NEVER_WAITS)
+#define NET_LIMIT_REACHED EAGAIN /* what a blocking call says after SO_RCVTIMEO or SO_SNDTIMEO */
 
 static inline int net_last_error(void) { return errno; }
 
@@ -283,6 +291,35 @@ static inline int net_send(net_socket_t s, const void *data, size_t size, int fl
     return n < 0 ? errno : 0;
 }
 
+/* The length is 0 where the system told no address, as for a connected TCP socket. */
+static inline int net_recvfrom(net_socket_t s, void *data, size_t size, int flags, struct sockaddr *address,
+                               net_length_t *length, size_t *done)
+{
+    memset(address, 0, *length);
+    ssize_t n = recvfrom(s, data, size, flags, address, length);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? errno : 0;
+}
+
+static inline int net_sendto(net_socket_t s, const void *data, size_t size, int flags, const struct sockaddr *address,
+                             net_length_t length, size_t *done)
+{
+    ssize_t n = sendto(s, data, size, flags | NET_MSG_NOSIGNAL, address, length);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? errno : 0;
+}
+
+/* SO_RCVTIMEO or SO_SNDTIMEO in seconds, 0 for none. */
+static inline double net_limit(net_socket_t s, int receives)
+{
+    struct timeval time;
+    socklen_t size = sizeof time;
+    memset(&time, 0, sizeof time);
+    if (getsockopt(s, SOL_SOCKET, receives ? SO_RCVTIMEO : SO_SNDTIMEO, &time, &size) != 0)
+        return 0;
+    return (double)time.tv_sec + (double)time.tv_usec / 1e6;
+}
+
 /* Does it fit whole? */
 static inline int net_buffer(net_buffer_t *buffer, void *data, size_t size)
 {
@@ -291,19 +328,45 @@ static inline int net_buffer(net_buffer_t *buffer, void *data, size_t size)
     return 1;
 }
 
+static inline void net_message(struct msghdr *message, net_buffer_t *buffers, size_t count, void *control,
+                               size_t control_size, const struct sockaddr *address, net_length_t length)
+{
+    memset(message, 0, sizeof *message);
+    message->msg_name = (void *)address;
+    message->msg_namelen = length;
+    message->msg_iov = buffers;
+    /* size_t on Linux with glibc, int or socklen_t elsewhere */
+    message->msg_iovlen = (__typeof__(message->msg_iovlen))count;
+    message->msg_control = control;
+    message->msg_controllen = (__typeof__(message->msg_controllen))control_size;
+}
+
 static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
-                              int flags, size_t *done)
+                              int flags, const struct sockaddr *address, net_length_t length, size_t *done)
 {
     struct msghdr message;
-    memset(&message, 0, sizeof message);
-    message.msg_iov = buffers;
-    /* size_t on Linux with glibc, int or socklen_t elsewhere */
-    message.msg_iovlen = (__typeof__(message.msg_iovlen))count;
-    message.msg_control = control;
-    message.msg_controllen = (__typeof__(message.msg_controllen))control_size;
+    net_message(&message, buffers, count, control, control_size, address, length);
     ssize_t n = sendmsg(s, &message, flags | NET_MSG_NOSIGNAL);
     *done = n < 0 ? 0 : (size_t)n;
     return n < 0 ? errno : 0;
+}
+
+/* `*control_size` and `*length` come back as what there was, `*told` as the flags of the message; after a failure the
+ * first two are as they were, for the next attempt. */
+static inline int net_recvmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t *control_size,
+                              int flags, int *told, struct sockaddr *address, net_length_t *length, size_t *done)
+{
+    struct msghdr message;
+    memset(address, 0, *length);
+    net_message(&message, buffers, count, control, *control_size, address, *length);
+    ssize_t n = recvmsg(s, &message, flags);
+    *done = n < 0 ? 0 : (size_t)n;
+    if (n < 0)
+        return errno;
+    *control_size = (size_t)message.msg_controllen;
+    *length = message.msg_namelen;
+    *told = message.msg_flags;
+    return 0;
 }
 
 /* Room for one item of ancillary data, and the item itself, written at `at`. */
@@ -315,6 +378,38 @@ static inline void net_control_put(void *at, int level, int type, const void *da
     item->cmsg_type = type;
     item->cmsg_len = (__typeof__(item->cmsg_len))CMSG_LEN(size);
     memcpy(CMSG_DATA(item), data, size);
+}
+
+/* The item at `*at`, and where the next one is. 0 behind the last; one that was cut short has what there is of it. */
+static inline int net_control_get(void *control, size_t control_size, size_t *at, int *level, int *type,
+                                  const char **data, size_t *size)
+{
+    const struct cmsghdr *item = (const struct cmsghdr *)((char *)control + *at);
+    size_t head = CMSG_LEN(0), left;
+    if (*at > control_size || (left = control_size - *at) < head || (size_t)item->cmsg_len < head)
+        return 0;
+    *level = item->cmsg_level;
+    *type = item->cmsg_type;
+    *data = (const char *)item + head;
+    *size = (size_t)item->cmsg_len - head;
+    *at += CMSG_SPACE(*size);
+    if (*size > left - head)
+        *size = left - head;
+    return 1;
+}
+
+/* Descriptors that came with a message that nobody is going to get. */
+static inline void net_control_drop(void *control, size_t control_size)
+{
+    size_t at = 0, size, n;
+    int level, type, number;
+    const char *data;
+    while (net_control_get(control, control_size, &at, &level, &type, &data, &size))
+        if (level == SOL_SOCKET && type == SCM_RIGHTS)
+            for (n = 0; n + sizeof number <= size; n += sizeof number) {
+                memcpy(&number, data + n, sizeof number);
+                close(number);
+            }
 }
 
 /* A waker is one eventfd on Linux, a pipe elsewhere. Once pulled, whoever waits leaves. */

@@ -57,6 +57,10 @@ typedef WSABUF net_buffer_t;
 #endif
 
 #define NET_DONTWAIT 0 /* no handle here blocks */
+#define NET_WAITALL MSG_WAITALL
+#define NET_NEVER_WAITS MSG_OOB
+#define NET_NEVER_GATHERS (MSG_PEEK | MSG_OOB | MSG_PARTIAL) /* with which Winsock refuses MSG_WAITALL in any mode */
+#define NET_LIMIT_REACHED WSAETIMEDOUT /* what a blocking call says after SO_RCVTIMEO or SO_SNDTIMEO */
 
 /* The POSIX names of what Winsock calls otherwise. */
 #define SHUT_RD SD_RECEIVE
@@ -245,6 +249,39 @@ static inline int net_send(net_socket_t s, const void *data, size_t size, int fl
     return n < 0 ? WSAGetLastError() : 0;
 }
 
+/* A stream has no addresses in it, and Winsock does not touch ours then: the length is 0. */
+static inline int net_recvfrom(net_socket_t s, void *data, size_t size, int flags, struct sockaddr *address,
+                               net_length_t *length, size_t *done)
+{
+    int n;
+    memset(address, 0, (size_t)*length);
+    n = recvfrom(s, (char *)data, net_clamp(size), flags, address, length);
+    *done = n < 0 ? 0 : (size_t)n;
+    if (n < 0)
+        return WSAGetLastError();
+    if (address->sa_family == AF_UNSPEC)
+        *length = 0;
+    return 0;
+}
+
+static inline int net_sendto(net_socket_t s, const void *data, size_t size, int flags, const struct sockaddr *address,
+                             net_length_t length, size_t *done)
+{
+    int n = sendto(s, (const char *)data, net_clamp(size), flags, address, length);
+    *done = n < 0 ? 0 : (size_t)n;
+    return n < 0 ? WSAGetLastError() : 0;
+}
+
+/* SO_RCVTIMEO or SO_SNDTIMEO in seconds, 0 for none. Winsock keeps milliseconds, and heeds them in calls that block. */
+static inline double net_limit(net_socket_t s, int receives)
+{
+    DWORD time = 0;
+    int size = sizeof time;
+    if (getsockopt(s, SOL_SOCKET, receives ? SO_RCVTIMEO : SO_SNDTIMEO, (char *)&time, &size) != 0)
+        return 0;
+    return time / 1e3;
+}
+
 /* Does it fit whole? */
 static inline int net_buffer(net_buffer_t *buffer, void *data, size_t size)
 {
@@ -254,17 +291,53 @@ static inline int net_buffer(net_buffer_t *buffer, void *data, size_t size)
 }
 
 static inline int net_sendmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t control_size,
-                              int flags, size_t *done)
+                              int flags, const struct sockaddr *address, net_length_t length, size_t *done)
 {
     DWORD sent = 0;
     (void)control;
+    (void)address;
     *done = 0;
-    if (control_size)
-        return WSAEOPNOTSUPP; /* stream sockets carry no ancillary data here */
+    if (control_size || length)
+        return WSAEOPNOTSUPP; /* stream sockets carry no ancillary data here, and no addresses */
     if (WSASend(s, buffers, (DWORD)count, &sent, (DWORD)flags, NULL, NULL) != 0)
         return WSAGetLastError();
     *done = sent;
     return 0;
+}
+
+static inline int net_recvmsg(net_socket_t s, net_buffer_t *buffers, size_t count, void *control, size_t *control_size,
+                              int flags, int *told, struct sockaddr *address, net_length_t *length, size_t *done)
+{
+    DWORD received = 0, how = (DWORD)flags;
+    (void)control;
+    (void)address;
+    *done = 0;
+    if (*control_size)
+        return WSAEOPNOTSUPP;
+    if (WSARecv(s, buffers, (DWORD)count, &received, &how, NULL, NULL) != 0)
+        return WSAGetLastError();
+    *length = 0;
+    *told = (int)how;
+    *done = received;
+    return 0;
+}
+
+static inline int net_control_get(void *control, size_t control_size, size_t *at, int *level, int *type,
+                                  const char **data, size_t *size)
+{
+    (void)control;
+    (void)control_size;
+    (void)at;
+    *level = *type = 0;
+    *data = NULL;
+    *size = 0;
+    return 0;
+}
+
+static inline void net_control_drop(void *control, size_t control_size)
+{
+    (void)control;
+    (void)control_size;
 }
 
 static inline size_t net_control_space(size_t size) { return size; }
