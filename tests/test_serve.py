@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wire import fill, python, wait_until
 
 import harken
-from children import on_terminal
+from children import in_namespace, on_terminal
+from harken import _serve
 from harken.__main__ import main
 from machine import WINDOWS, linux_only, needs_ipv6, posix_only
 
@@ -136,6 +140,300 @@ def test_it_serves_on_when_nobody_reads_what_it_tells() -> None:
         assert echoes("127.0.0.1", port, 5, b"still there")
         assert child.stderr.read() == ""
         assert child.wait(30) == 0
+
+
+def serves_and_ends(child: subprocess.Popen[bytes], port: int) -> None:
+    """It serves for as long as it lives, and SIGTERM ends it, whoever reads what it tells."""
+    try:
+        for _ in range(100):
+            assert echoes("127.0.0.1", port, 10, b"still there")
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", port), timeout=30)
+    finally:
+        child.kill()
+        child.wait(20)
+
+
+def command(port: int, *more: str) -> list[str]:
+    return [sys.executable, "-m", "harken", "serve", f"127.0.0.1:{port}", "--every", "0.001", *more]
+
+
+def wait_for_listener(child: subprocess.Popen[bytes], port: int) -> None:
+    def listens() -> bool:
+        assert child.poll() is None, "it has ended"
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens)
+
+
+@pytest.fixture
+def tcp_port() -> int:
+    """One that nobody is given meanwhile, if the machine is not busy."""
+    with harken.listen(f"127.0.0.1:{20000 + os.getpid() * 41 % 9000}-29999") as (free,):
+        return free.port
+
+
+@posix_only
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("shared", [False, True], ids=["blocking", "non-blocking"])
+def test_a_pipe_that_is_full_stops_nobody(as_json: bool, shared: bool) -> None:
+    """Read once, and never again."""
+    ours, theirs = os.pipe()
+    if shared:
+        os.set_blocking(theirs, False)
+    more = ["--json"] if as_json else []
+    try:
+        child = subprocess.Popen(command(0, *more), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+        line = os.read(ours, 4096).splitlines()[0].decode()
+        port = port_of(f"{LISTENING}{json.loads(line)['url']},") if as_json else port_of(line)
+        os.set_blocking(theirs, False)
+        try:
+            while True:
+                os.write(theirs, b"x" * 4096)
+        except BlockingIOError:
+            os.set_blocking(theirs, shared is False)
+        serves_and_ends(child, port)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@posix_only
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "</dev/null >/dev/full 2>&1"])
+def test_a_stream_that_is_closed_or_full_stops_nobody(closed: str, tcp_port: int) -> None:
+    if "full" in closed and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    child = subprocess.Popen(["sh", "-c", f'exec "$@" {closed}', "sh", *command(tcp_port)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    with child.stdout:
+        wait_for_listener(child, tcp_port)
+        serves_and_ends(child, tcp_port)
+
+
+@posix_only
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_terminal_that_is_stopped_stops_nobody(as_json: bool, tcp_port: int) -> None:
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    termios.tcflow(theirs, termios.TCOOFF)  # type: ignore[attr-defined,unused-ignore]
+    more = ["--json"] if as_json else []
+    try:
+        child = subprocess.Popen(command(tcp_port, *more), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+        wait_for_listener(child, tcp_port)
+        serves_and_ends(child, tcp_port)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+@posix_only
+@pytest.mark.parametrize("arguments", [["who", "{port}"], ["check", "127.0.0.1:0"], ["check", "127.0.0.1:{port}"]])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&-"])
+def test_a_stream_that_is_closed_changes_no_answer(closed: str, arguments: list[str]) -> None:
+    with harken.listen("127.0.0.1:0") as (held,):
+        filled = [one.format(port=held.port) for one in arguments]
+        run = [sys.executable, "-m", "harken", *filled]
+        plain = subprocess.run(run, capture_output=True, text=True, timeout=30, check=False)
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *run]
+        result = subprocess.run(shell, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == plain.returncode
+    assert result.stdout == ("" if ">&-" in closed.replace("2>&-", "") else plain.stdout)
+    assert result.stderr == ("" if "2>&-" in closed else plain.stderr)
+
+
+@linux_only
+@pytest.mark.parametrize("command", ["who", "check"])
+def test_what_cannot_be_written_is_told(command: str) -> None:
+    with harken.listen("127.0.0.1:0") as (held,), open("/dev/full", "w") as full:
+        run = [sys.executable, "-m", "harken", command, str(held.port)]
+        result = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("harken: stdout cannot be written to: [Errno 28]")
+    assert result.stderr.count("\n") == 1
+
+
+@posix_only
+@pytest.mark.parametrize("command", ["who", "check"])
+def test_who_reads_no_further_is_no_error(command: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with harken.listen("127.0.0.1:0") as (held,):
+        run = [sys.executable, "-m", "harken", command, str(held.port)]
+        result = subprocess.run(run, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    os.close(theirs)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_closed_stream_does_not_give_its_number_to_a_socket() -> None:
+    code = """
+import os, sys
+sys.stdout = None
+os.close(1)
+import harken.__main__ as main
+main._plug()
+import harken
+with harken.listen("127.0.0.1:0") as (listener,):
+    assert listener.fileno() > 2, listener.fileno()
+"""
+    python(code)
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+def told(report: _serve.Report, out: io.StringIO) -> list[str]:
+    report._out.close()
+    return out.getvalue().splitlines()
+
+
+def test_trouble_is_told_once_in_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("harken._serve.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    report = _serve.Report(out, as_json=False, every=5)
+    with harken.listen("127.0.0.1:0") as (listener,):
+        url = str(listener)
+        for seconds in (0.0, 0.1, 4.9, 5.1, 5.2, 10.0, 10.3):
+            now[0] = 100 + seconds
+            report.trouble(listener, OSError(24, "Too many open files"))
+            report.failed(None, {"message": "it failed", "exception": LookupError()})
+        lines = told(report, out)
+    assert lines == [f"{url}: Too many open files; trying again"] * 3
+
+
+def test_figures_are_left_out_where_nobody_reads_and_the_summary_is_not() -> None:
+    class Slow(io.StringIO):
+        go_on = threading.Event()
+
+        def write(self, text: str) -> int:
+            self.go_on.wait(30)
+            return super().write(text)
+
+    out = Slow()
+    report = _serve.Report(out, as_json=True, every=5)
+    for count in range(10_000):
+        report.figures(count, count, 0, 0)
+    assert len(report._out._waiting) <= _serve.MOST_WAITING + 1
+    out.go_on.set()
+    report.summary(7, 0, 0, 1)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    counts = [line["open"] for line in lines[:-1]]
+    assert counts[:101] == list(range(101))  # the oldest, in their order; one more where the first was taken late
+    assert len(counts) <= 102
+    assert (lines[-1]["event"], lines[-1]["accepted"]) == ("summary", 7)
+
+
+def test_what_was_left_out_is_told_as_a_person_writes_it() -> None:
+    out = io.StringIO()
+    report = _serve.Report(out, as_json=False, every=5)
+    for address in (("::", 8080, 0, 0), ("127.0.0.1", 80), "mptcp://127.0.0.1:80"):
+        report.left_out(address, OSError(97, "not here"))
+    assert told(report, out) == [
+        "left out [::]:8080: not here", "left out 127.0.0.1:80: not here", "left out mptcp://127.0.0.1:80: not here",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- its parts
+
+
+def test_the_signal_handlers_are_put_back() -> None:
+    def mine(*_: object) -> None:
+        pass
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else [])]
+    before = [signal.signal(number, mine) for number in numbers]
+    try:
+        assert main(["serve", "127.0.0.1:0", "--for", "0.01"]) == 0
+        assert [signal.getsignal(number) for number in numbers] == [mine] * len(numbers)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_accepting_that_fails_pauses_each_time() -> None:
+    """It does not spin: between two attempts it waits for the end, for a moment."""
+
+    class Ended:
+        waits = 0
+
+        def is_set(self) -> bool:
+            return self.waits == 5
+
+        def wait(self, seconds: float) -> None:
+            assert seconds == _serve.PAUSE
+            self.waits += 1
+
+    class Failing:
+        attempts = 0
+
+        def accept_many(self) -> None:
+            self.attempts += 1
+            raise OSError(24, "Too many open files")
+
+    class Loop:
+        troubles = 0
+
+        def call_soon_threadsafe(self, *_: object) -> None:
+            self.troubles += 1
+
+    out = io.StringIO()
+    server = _serve.Server(harken.Listeners(()), _serve.Report(out, as_json=False, every=5))
+    server._ended, failing, loop = Ended(), Failing(), Loop()  # type: ignore[assignment]
+    server._accept(failing, loop)  # type: ignore[arg-type]
+    server.report._out.close()
+    assert (failing.attempts, server._ended.waits, loop.troubles) == (6, 5, 5)  # type: ignore[attr-defined]
+
+
+@linux_only
+def test_without_descriptors_it_waits_and_says_so_and_goes_on() -> None:
+    run = 'ulimit -n 32; exec "$@"'
+    child = subprocess.Popen(
+        ["sh", "-c", run, "sh", sys.executable, "-m", "harken", "serve", "127.0.0.1:0", "--every", "60"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        port = port_of(next_line(child, LISTENING))
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(40)]
+        next_line(child, "trying again")
+        for client in clients:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            client.close()
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout is not None
+        rest = child.stdout.read()
+        assert "trying again" not in rest  # once in a period
+        assert "accepted 40 connections" in rest
+        assert child.wait(20) == 0
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_client_that_never_reads_is_not_read_from() -> None:
+    with serving("127.0.0.1:0") as child:
+        port = port_of(next_line(child, LISTENING))
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            taken = fill(client)  # until nothing goes any more, which is what this is about
+            assert taken < 200_000_000
+            client.setblocking(True)
+            client.settimeout(30)
+            assert len(client.recv(1000)) == 1000  # and then it goes on
+
+
+@linux_only
+def test_a_machine_without_ipv6_has_its_ipv4_loopback_by_default() -> None:
+    setup = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1"
+    run = in_namespace([sys.executable, "-m", "harken", "serve", "--for", "0.01"], setup)
+    shown = subprocess.run(run, capture_output=True, text=True, timeout=50, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.splitlines()[0].startswith("listening on tcp://127.0.0.1:27015")
+    assert "[::1]" not in shown.stdout
 
 
 def test_for_bounds_it() -> None:

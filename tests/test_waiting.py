@@ -316,8 +316,11 @@ def test_the_detector_sees_what_would_wait(folder: Path) -> None:
     by_tcp = {"digits", "names", "ranges_and_options", "a_name_that_is_not_ascii"}
     others = {"an_abstract_name", "out_of_descriptors", "handed_over_in_error"}
     assert {name for name, seen in found.items() if not seen} <= by_tcp | others
-    for name, call in {"a_path": "os.lstat", "a_path_with_a_mode_and_an_owner": "getpwnam", "refused_and_shown": "open",
-                       "owned_by_hand": "getpwnam", "opened_by_hand": "os.", "shown_by_hand": "open"}.items():  # fmt: skip
+    calls = {
+        "a_path": "os.lstat", "a_path_with_a_mode_and_an_owner": "getpwnam", "refused_and_shown": "open",
+        "opened_by_hand": "os.", "owned_by_hand": "getpwnam", "shown_by_hand": "open",
+    }  # fmt: skip
+    for name, call in calls.items():
         assert any(call in one for one in found[name]), name
 
 

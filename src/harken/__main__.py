@@ -3,21 +3,76 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any, TextIO, cast
 
 from . import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    _plug()
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        _out().flush()
     except KeyboardInterrupt:
         return 130  # before there was anything to end cleanly
+    except _WriteError as unwritten:
+        if unwritten.errno != errno.EPIPE:  # or else whoever read it has seen enough
+            print(f"harken: stdout cannot be written to: {unwritten.__cause__}", file=sys.stderr)
+        # What is not written yet goes nowhere, or Python would try again when it ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 1
     return code
+
+
+class _WriteError(Exception):
+    """stdout cannot be written to."""
+
+    def __init__(self, errno: int | None) -> None:
+        self.errno = errno
+
+
+class _Stdout:
+    """stdout, whose errors are told from those of what is looked into."""
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stdout.write(text)
+        except OSError as error:
+            raise _WriteError(error.errno) from error
+
+    def flush(self) -> None:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            raise _WriteError(error.errno) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
+def _out() -> TextIO:
+    return cast("TextIO", _Stdout())
+
+
+def _plug() -> None:
+    """Where a standard stream is closed (``>&-``), Python has none, and the next socket or file that is opened would
+    get its number, and what others write there."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - as long as we live
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,13 +153,13 @@ def _serve(options: argparse.Namespace) -> int:
 def _who(options: argparse.Namespace) -> int:
     from . import _who
 
-    return _who.run(options.binds, options.json, sys.stdout)
+    return _who.run(options.binds, options.json, _out())
 
 
 def _check(options: argparse.Namespace) -> int:
     from . import _check
 
-    return _check.run(options.binds, options.json, sys.stdout)
+    return _check.run(options.binds, options.json, _out())
 
 
 def _seconds(text: str) -> float:

@@ -1,7 +1,8 @@
 """The main job: an echo server for any number of clients.
 
 Accepting is harken's: one thread for each listener, which takes all connections that wait in one call. Serving is
-asyncio's: one event loop for all clients, with its flow control, on IOCP where there is one.
+asyncio's: one event loop for all clients, with its flow control, on IOCP where there is one. What the server tells is
+written by a thread, too: whoever does not read it, or has stopped the terminal, does not stop the server.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import TextIO
+from contextlib import suppress
+from typing import Any, TextIO
 
-from ._errors import ListenError
+from ._errors import ListenError, shown
 from ._listen import listen
 from ._listener import Listener, Listeners
 from ._socket import Socket
+from ._stats import queue
 
 DEFAULT_BINDS = ("127.0.0.1:27015", "[::1]:27015")
 PAUSE = 0.1  # seconds, when accept() fails because something has run out
+PATIENCE = 0.5  # seconds at the end, for what was told and not written yet
+MOST_WAITING = 100  # lines that nobody has read yet, from where on figures are left out
 
 
 def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
@@ -41,11 +47,67 @@ def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
             raise error from None
 
 
+class Output:
+    """Writes texts in a thread of its own, in their order. To put one never waits."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._waiting: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._over = False  # nobody can be written to any more, or nothing more is to come
+        self._handle: int | None = None
+        with suppress(OSError, ValueError):
+            # Not by the object, whose lock the thread would have when Python ends, and wants to flush it.
+            self._handle = out.fileno()
+        self._thread = threading.Thread(target=self._write_all, name="harken.output", daemon=True)
+        self._thread.start()
+
+    def put(self, text: str, most_waiting: int | None = None) -> None:
+        """``most_waiting``: where more are waiting already, this text is left out."""
+        with self._changed:
+            if not self._over and (most_waiting is None or len(self._waiting) <= most_waiting):
+                self._waiting.append(text)
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Gives the thread a moment for what is not written yet; the rest is lost."""
+        with self._changed:
+            self._over = True
+            self._changed.notify()
+        self._thread.join(PATIENCE)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._over)
+                if not self._waiting:
+                    return
+                text = self._waiting.popleft()
+            try:
+                self._write(text)
+            except (OSError, ValueError):  # whoever read it has left, the clients have not; or the disk is full
+                with self._changed:
+                    self._over = True
+                    self._waiting.clear()
+
+    def _write(self, text: str) -> None:
+        if self._handle is None:
+            self._out.write(text)
+            self._out.flush()
+            return
+        rest = text.replace("\n", os.linesep).encode(self._out.encoding or "utf-8", "backslashreplace")
+        while rest:
+            try:
+                rest = rest[os.write(self._handle, rest) :]
+            except BlockingIOError:  # somebody who has this pipe, too, has made it non-blocking
+                time.sleep(0.01)
+
+
 class Report:
     """What the server tells: a line that is rewritten on a terminal, whole lines elsewhere, or JSON."""
 
     def __init__(self, out: TextIO, as_json: bool, every: float) -> None:
-        self._out = out
+        self._out = Output(out)
         self._as_json = as_json
         self._live = out.isatty() and not as_json
         self.every = min(every, 0.5) if self._live else every
@@ -61,22 +123,31 @@ class Report:
         )
 
     def left_out(self, address: object, reason: OSError) -> None:
-        self._line("left_out", f"left out {address}: {reason.strerror}", address=address, reason=reason.strerror)
+        where = address if isinstance(address, str) else shown(address)  # type: ignore[arg-type]
+        self._line("left_out", f"left out {where}: {reason.strerror}", address=address, reason=reason.strerror)
 
     def trouble(self, listener: Listener, error: OSError) -> None:
+        self._seldom("trouble", f"{listener}: {error.strerror}; trying again", url=str(listener), error=error.strerror)
+
+    def failed(self, _: object, context: dict[str, Any]) -> None:
+        """For the loop, whose own handler would write to stderr, and wait."""
+        text = f"{context['message']}: {context.get('exception')!r}"
+        self._seldom("error", text, error=text)
+
+    def _seldom(self, event: str, text: str, **facts: Any) -> None:
         # What fails ten times a second is worth a line in each period.
         if time.monotonic() < self._trouble_at:
             return
         self._trouble_at = time.monotonic() + self.every
-        self._line("trouble", f"{listener}: {error.strerror}; trying again", url=str(listener), error=error.strerror)
+        self._line(event, text, **facts)
 
     def figures(self, open: int, accepted: int, rate: float, queued: int | None) -> None:
         text = f"open {open}  accepted {accepted}  {rate:.0f}/s  queued {'?' if queued is None else queued}"
         told: dict[str, object] = {"open": open, "accepted": accepted, "queued": queued}
         if self._live:
-            self._write(f"\r{text}\x1b[K")
+            self._out.put(f"\r{text}\x1b[K", 1)
         elif told != self._told:
-            self._line("figures", text, **told, rate=round(rate, 1))
+            self._line("figures", text, MOST_WAITING, **told, rate=round(rate, 1))
         self._told = told
 
     def summary(self, accepted: int, echoed: int, open: int, seconds: float) -> None:
@@ -88,22 +159,14 @@ class Report:
             open=open,
             seconds=round(seconds, 3),
         )
+        self._out.close()
 
-    def _line(self, event: str, text: str, **facts: object) -> None:
+    def _line(self, event: str, text: str, most_waiting: int | None = None, **facts: object) -> None:
         if self._as_json:
             text = json.dumps({"event": event, **facts})
         elif self._live:
             text = f"\r{text}\x1b[K"
-        self._write(f"{text}\n")
-
-    def _write(self, text: str) -> None:
-        try:
-            self._out.write(text)
-            self._out.flush()
-        except OSError:
-            # Whoever read it has left, the clients have not. What was not written goes nowhere, also when Python ends.
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self._out.fileno())
+        self._out.put(f"{text}\n", most_waiting)
 
 
 def run(listeners: Listeners, report: Report, seconds: float | None = None) -> None:
@@ -125,6 +188,7 @@ class Server:
 
     async def serve(self, seconds: float | None) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self.report.failed)
         stop = asyncio.Event()
         before = {
             number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
@@ -147,15 +211,20 @@ class Server:
         finally:
             figures.cancel()
             self._ended.set()
-            self.listeners.close()
-            await asyncio.gather(*(loop.run_in_executor(None, thread.join) for thread in threads))
+            await asyncio.to_thread(self._close, threads)
             await asyncio.gather(*self._adopting, return_exceptions=True)
             open_at_end = len(self.open)
             for transport in list(self.open):
                 transport.abort()
-            self.report.summary(self.accepted, self.echoed, open_at_end, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            await asyncio.to_thread(self.report.summary, self.accepted, self.echoed, open_at_end, seconds)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _close(self, threads: list[threading.Thread]) -> None:
+        self.listeners.close()  # a path may be on a file system that is far away
+        for thread in threads:
+            thread.join()
 
     def _accept(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
         """The accept loop of one listener: ends when the listener is closed."""
@@ -188,7 +257,7 @@ class Server:
         while True:
             await asyncio.sleep(self.report.every)
             now = time.monotonic()
-            queued = [listener.stats().queued for listener in self.listeners]
+            queued = [queue(listener.fileno())[0] for listener in self.listeners]
             known = [count for count in queued if count is not None]
             self.report.figures(
                 len(self.open), self.accepted, (self.accepted - accepted) / (now - at), sum(known) if known else None
