@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,86 @@ def test_a_process_that_ended_meanwhile_is_no_secret(monkeypatch: pytest.MonkeyP
     answers = iter([[held], []])
     monkeypatch.setattr(_holders, "_on_ports", lambda _: next(answers))
     assert holders("127.0.0.1:9") == []
+
+
+# Each makes two folders, A and B, in which two files made alike can have one inode number, or one of stat's devices
+# differs from the kernel's.
+FILE_SYSTEMS = {
+    "btrfs": """
+        truncate -s 128M image; mkfs.btrfs -q -f image >/dev/null 2>&1; mkdir m; mount -o loop image m
+        btrfs -q subvolume create m/A >/dev/null; btrfs -q subvolume create m/B >/dev/null
+    """,
+    "overlay": """
+        mkdir m; mount -t tmpfs none m; mkdir m/1 m/2 m/3 m/A m/B m/low
+        mount -t overlay overlay -o lowerdir=m/low,upperdir=m/1,workdir=m/2 m/A
+        mount -t tmpfs none m/B
+    """,
+    "overlay of two": """
+        mkdir m; mount -t tmpfs none m; mkdir m/1 m/2 m/A m/B m/low m/up; mount -t tmpfs none m/low
+        mount -t tmpfs none m/up; mkdir m/up/1 m/up/2
+        mount -t overlay overlay -o lowerdir=m/low:m/1,upperdir=m/up/1,workdir=m/up/2,xino=off m/A
+    """,
+    "bind mount": "mkdir m; mkdir m/A m/B m/C; mount --bind m/A m/C; mount -t tmpfs none m/B; mount --bind m/C m/A",
+    "tmpfs": "mkdir m; mount -t tmpfs none m; mkdir m/A m/B",
+}
+
+IN_BOTH = """
+    import harken, harken._holders, harken._unix
+    if not {reads_mounts}:
+        harken._holders.Place._ask_the_mount = lambda *_: None
+    def server(folder, text):
+        program = ("import os, socket, sys; os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX);"
+                   "s.bind(sys.argv[2]); s.listen(); print(flush=True); sys.stdin.read()")
+        command = [sys.executable, "-c", program, folder, text]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        return child
+    here = os.getcwd()
+    first = server("m/A", {text!r}.format(here + "/m/A"))
+    second = server("m/B", {text!r}.format(here + "/m/B"))
+    def told(path):
+        return [one.pid for one in harken.holders(path)]
+    both = [told("./m/A/a.sock"), told("./m/B/a.sock")]
+    first.communicate()
+    left = [told("./m/A/a.sock"), told("./m/B/a.sock")]
+    os.rename("m/B/a.sock", "m/B/moved.sock")
+    moved = told("./m/B/moved.sock")
+    def cause(path):
+        try:
+            harken.listen(f"unix:{{path}}").close()
+        except harken.AddressInUseError as error:
+            return [error.cause, [one.pid for one in error.holders]]
+    tell(pids=[first.pid, second.pid], both=both, left=left, moved=moved, cause=cause("m/B/moved.sock"),
+         free=cause("m/A/a.sock"))
+    second.communicate()
+"""
+
+
+@linux_only
+@needs_root
+@pytest.mark.parametrize("reads_mounts", [True, False])
+@pytest.mark.parametrize("text", ["{}/a.sock", "a.sock"])
+@pytest.mark.parametrize("system", FILE_SYSTEMS)
+def test_on_every_file_system_the_holder_of_a_path_is_told_and_no_other(
+    system: str, text: str, reads_mounts: bool, tmp_path: Path
+) -> None:
+    inside = f"cd {tmp_path}\n{FILE_SYSTEMS[system]}"
+    probe = subprocess.run(["unshare", "-m", "sh", "-ec", inside], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"{system} cannot be mounted here: {probe.stderr.strip()[:80]}")
+    subprocess.run(["rm", "-rf", tmp_path / "m", tmp_path / "image"], check=True)
+    setup = f"""exec unshare -m sh -ec '{inside}
+        exec "$@"' sh "$@" """
+    told = run(IN_BOTH.format(text=text, reads_mounts=reads_mounts), setup=setup)
+    first, second = told["pids"]
+    if not reads_mounts and text == "a.sock" and system in ("btrfs", "overlay of two"):
+        for (of_first, of_second), there in ((told["both"], first), (told["left"], None)):
+            assert of_first in ([], [there])  # rather nobody than another
+            assert of_second in ([], [second])
+        return
+    assert told["both"] == [[first], [second]]
+    assert told["left"] == [[], [second]]
+    assert told["free"] is None
+    if reads_mounts or system not in ("btrfs", "overlay of two"):
+        assert told["moved"] == [second]
+        assert told["cause"] == ["listener", [second]]

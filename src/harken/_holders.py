@@ -416,29 +416,88 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     place = None
     with contextlib.suppress(OSError, ValueError):
-        there = os.stat(path)
-        # The kernel's own number of the device: 12 bits and 20, which st_dev has in pieces.
-        major = (there.st_dev >> 8) & 0xFFF
-        minor = (there.st_dev & 0xFF) | (there.st_dev >> 12) & 0xFFF00
-        place = (there.st_ino & 0xFFFFFFFF, major << 20 | minor)
+        place = Place(path)
     request = struct.pack("=BBxxIIIII", family, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0, 0)
-    found = []
+    found: list[Held] = []
+    perhaps: list[tuple[Held, str]] = []
     for body in _netlink.dump(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request):
         told = _netlink.attributes(body[16:])
         name = os.fsdecode(told.get(_UNIX_NAME, b""))
         name = name if name.startswith("\0") else name.rstrip("\0")
+        sure: bool | None = name == path
+        given = name
         # By what lies at the path, however its server wrote it; a socket whose path another one took has lost it.
         if place is not None and _UNIX_PATH in told:
-            if struct.unpack("=II", told[_UNIX_PATH]) != place:
-                continue
+            sure = place.has(name, *struct.unpack("=II", told[_UNIX_PATH]))
             if os.path.basename(name) != os.path.basename(path) or name.startswith("/proc/"):
                 name = path  # it was moved there from another name, as in a takeover, or was too long
-        elif name != path:
+        if sure is False:
             continue
         state, inode = body[2], struct.unpack_from("=I", body, 4)[0]
         uid = struct.unpack("=I", told[_UNIX_USER])[0] if _UNIX_USER in told else None
-        found.append(Held(name, _STATES.get(state, "unknown"), inode, uid))
-    return found
+        held = Held(name, _STATES.get(state, "unknown"), inode, uid)
+        if sure:
+            found.append(held)
+        else:
+            perhaps.append((held, given))
+    return found if place is None or not perhaps else found + place.made_out(perhaps, path, alone=not found)
+
+
+class Place:
+    """What lies at a path, as the kernel numbers it: not as stat(2) does, where a file system has several devices (the
+    subvolumes of btrfs), or inodes of others (overlayfs)."""
+
+    def __init__(self, path: str) -> None:
+        self._there = os.stat(path)
+        self._inode, self._device, self._is_shared = self._there.st_ino, self._of_stat(), False
+        with contextlib.suppress(OSError, StopIteration, ValueError, AttributeError):
+            self._ask_the_mount(path)
+
+    def _of_stat(self) -> int:
+        # The kernel's own number of the device: 12 bits and 20, which st_dev has in pieces.
+        device = self._there.st_dev
+        return ((device >> 8) & 0xFFF) << 20 | (device & 0xFF) | (device >> 12) & 0xFFF00
+
+    def _ask_the_mount(self, path: str) -> None:
+        handle = os.open(path, os.O_PATH)  # type: ignore[attr-defined,unused-ignore]
+        try:
+            with open(f"/proc/self/fdinfo/{handle}") as lines:
+                facts = dict(line.split()[:2] for line in lines)
+        finally:
+            os.close(handle)
+        self._inode = int(facts.get("ino:", self._inode))
+        with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
+            words = next(words for line in mounts if (words := line.split())[0] == facts["mnt_id:"])
+        major, minor = map(int, words[2].split(":"))
+        self._is_shared, self._device = self._device != major << 20 | minor, major << 20 | minor
+
+    def has(self, name: str, inode: int, device: int) -> bool | None:
+        """Is the socket with this inode bound here? None where it may be, in this or another subvolume."""
+        if inode != self._inode & 0xFFFFFFFF:
+            return False
+        if device == self._device and not self._is_shared:
+            return True
+        with contextlib.suppress(OSError, ValueError):
+            if name.startswith("/"):
+                return os.path.samestat(os.stat(name), self._there)
+        return None if device == self._device else False
+
+    def made_out(self, perhaps: list[tuple[Held, str]], path: str, *, alone: bool) -> list[Held]:
+        """Those that are bound here, of sockets of which `has` does not know. Their names are read where their
+        processes are, which may have gone elsewhere meanwhile."""
+        owners = _processes({held.inode for held, _ in perhaps})
+        sure = []
+        for held, name in perhaps:
+            for pid, _ in owners.get(held.inode, ()):
+                with contextlib.suppress(OSError, ValueError):
+                    if os.path.samestat(os.stat(os.path.join(f"/proc/{pid}/cwd", name)), self._there):
+                        sure.append(held)
+                        break
+        if sure or not alone or len(perhaps) > 1:
+            return sure  # rather nobody than somebody else
+        from ._unix import is_live
+
+        return [perhaps[0][0]] if is_live(path) else []
 
 
 def _unix_by_proc(path: str) -> list[Held]:
