@@ -4,8 +4,8 @@ somebody else holds a lock?
     python benchmarks/standstill.py             (Linux; as root the lock is another user's, who may write nothing there)
 
 A heartbeat in the loop writes down the longest time between two beats. The first line is the negative control: a call
-that waits 100 ms for the lock on the loop's thread. Exits with 1 when a call took 50 ms, or a beat 20 ms. On a machine
-that is busy with something else that says nothing."""
+that waits 100 ms for the lock on the loop's thread. Exits with 1 when a call took 50 ms, or a beat 20 ms, in three runs
+of three: what waits for the lock does so each time, a machine that is busy with something else may be lucky."""
 
 from __future__ import annotations
 
@@ -123,6 +123,10 @@ async def control(folder: str) -> tuple[str, float, float]:
 
 
 def main() -> int:
+    return int(all(stands_still() for _ in range(3)))
+
+
+def stands_still() -> bool:
     found: list[tuple[str, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
@@ -138,7 +142,7 @@ def main() -> int:
     for what, (took, beat) in worst.items():
         print(f"{what:52} {took:7.1f} {beat:7.1f}")
     assert worst.pop("control")[1] > 90, "the heartbeat does not see what waits"
-    return int(any(took >= MOST or beat >= MOST_BEAT for took, beat in worst.values()))
+    return any(took >= MOST or beat >= MOST_BEAT for took, beat in worst.values())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Nothing that can wait runs on an event loop's thread: a detector looks at all that harken.asyncio does there.
 
 Python tells an audit hook of the files that it opens, of changes to directories, of names that are looked up, modules
-that are loaded, locks on files. What it does not tell, looking at a path or for a user, is wrapped."""
+that are loaded, locks on files. What it does not tell is wrapped: looking at a path, or for a user, and harken's own
+steps, which are made in C. Where there is strace, it tells the same of the system calls themselves."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from wire import CHILD_ENVIRONMENT
 
+from children import STRACE, needs_strace
 from machine import posix_only
 
 DETECTOR = """
@@ -42,20 +44,28 @@ def look(event, arguments=()):
     if stack:
         seen.append(f"{event} {arguments[:1]!r} in {stack}")
 
-def watched(module, name):
-    real = getattr(module, name)
+def watched(owner, name):
+    real = getattr(owner, name)
     @functools.wraps(real)
     def call(*args, **options):
-        look(f"os.{module.__name__}.{name}", args)
+        look(f"os. {owner.__name__}.{name}", args)
         return real(*args, **options)
-    setattr(module, name, call)
+    setattr(owner, name, call)
 
 for name in ("stat", "lstat", "readlink", "access", "statvfs"):
     watched(os, name)
 watched(pwd, "getpwnam")
 watched(grp, "getgrnam")
+watched(harken._unix, "open_unix")
+watched(harken._unix, "bind_planned")
+watched(harken._unix, "publish")
+watched(harken._unix, "knock")
+watched(harken._unix.UnixListener, "_begin")
+watched(harken._unix.UnixListener, "close")
+watched(harken._handover.ListeningSocket, "close")
 sys.addaudithook(look)
 here = sys.argv[1]
+user = pwd.getpwuid(os.getuid())[0]
 
 async def echo(reader, writer):
     writer.write(await reader.read(10))
@@ -105,11 +115,9 @@ async def a_name_that_is_not_ascii():
 @scenario
 async def a_path():
     await serve(await start(echo, f"unix:{here}/a.sock"))
-    assert not os.path.exists(f"{here}/a.sock")
 
 @scenario
 async def a_path_with_a_mode_and_an_owner():
-    user = pwd.getpwuid(os.getuid())[0]
     await serve(await start(echo, f"unix:{here}/a.sock", mode=0o600, owner=user, group=os.getgid()))
 
 @scenario
@@ -181,7 +189,7 @@ async def sockets_that_are_there_already():
         listeners = await asyncio.to_thread(harken.bind, f"unix:{here}/a.sock")
         await serve(await start(echo, sock=await asyncio.to_thread(give, listeners)))
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(f"{here}/mine.sock")
+    sock.bind(f"{here}/mine{time.monotonic_ns()}.sock")
     await serve(await start(echo, sock=sock))
 
 @scenario
@@ -255,7 +263,7 @@ for name, function in SCENARIOS.items():
     seen.clear()
     asyncio.run(function())
     found[name] = list(seen)
-    assert not [one for one in os.listdir(here) if one != "mine.sock"], (name, os.listdir(here))
+    assert not [one for one in os.listdir(here) if not one.startswith("mine")], (name, os.listdir(here))
 print(json.dumps(found))
 """
 
@@ -314,10 +322,10 @@ def test_the_detector_sees_what_would_wait(folder: Path) -> None:
     """
     found = detect(textwrap.dedent(inline) + RUN, folder)
     by_tcp = {"digits", "names", "ranges_and_options", "a_name_that_is_not_ascii"}
-    others = {"an_abstract_name", "out_of_descriptors", "handed_over_in_error"}
+    others = {"out_of_descriptors", "handed_over_in_error"}
     assert {name for name, seen in found.items() if not seen} <= by_tcp | others
     calls = {
-        "a_path": "os.lstat", "a_path_with_a_mode_and_an_owner": "getpwnam", "refused_and_shown": "open",
+        "a_path": "bind_planned", "a_path_with_a_mode_and_an_owner": "getpwnam", "refused_and_shown": "open",
         "opened_by_hand": "os.", "owned_by_hand": "getpwnam", "shown_by_hand": "open",
     }  # fmt: skip
     for name, call in calls.items():
@@ -341,3 +349,59 @@ def test_blockbuster_sees_nothing_either(folder: Path) -> None:
         raise AssertionError("blockbuster is blind")
     """
     detect(textwrap.dedent(with_blockbuster) + RUN, folder)
+
+
+WAITING_CALLS = "%file,flock,fsync,fdatasync,nanosleep,clock_nanosleep,pause,select,pselect6,wait4,waitid"
+
+
+@needs_strace
+def test_the_system_calls_of_the_loops_thread_say_the_same(folder: Path, tmp_path: Path) -> None:
+    marked = """
+    import ctypes
+    write = ctypes.CDLL(None).write
+    for name in ("out_of_descriptors", "refused_and_shown"):  # which look into directories themselves
+        del SCENARIOS[name]
+
+    def mark(function, name):
+        async def marked():
+            write(2, f"begin {name}".encode(), 6 + len(name))
+            await function()
+            write(2, b"end", 3)
+        return marked
+
+    async def control():
+        await asyncio.sleep(0.001)
+        harken.listen(f"unix:{here}/hand.sock", mode=0o600).close()
+
+    for name, function in [*SCENARIOS.items(), ("control", control)]:
+        if name.startswith("cancelled"):
+            continue
+        asyncio.run(function())  # for once, so that all is loaded
+        asyncio.run(mark(function, name)())
+    """
+    log = tmp_path / "log"
+    child = subprocess.run(
+        [str(STRACE), "-f", "-qq", "-e", "signal=none", "-e", f"trace=write,{WAITING_CALLS}", "-o", log,
+         sys.executable, "-W", "ignore", "-c", DETECTOR + textwrap.dedent(marked), folder],
+        env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    if "ptrace" in child.stderr:
+        pytest.skip("no permission to trace")
+    assert child.returncode == 0, child.stderr
+    loops, name, found, ended = "", "", {}, 0
+    for line in log.read_text().splitlines():
+        thread, _, call = line.partition(" ")
+        call = call.strip()
+        loops = loops or thread
+        if thread != loops:
+            continue
+        if call.startswith('write(2, "begin'):
+            name = call.split()[2].rstrip('",')
+            found[name] = []
+        elif call.startswith('write(2, "end"'):
+            name, ended = "", ended + 1
+        elif name and not call.startswith(("write", "<...")) and "/cpu/online" not in call:  # of asyncio's own executor
+            found[name].append(call)
+    assert ended == len(found) > 12
+    assert len(found.pop("control")) > 2, "strace is blind"
+    assert "".join(f"{name}: {calls}" for name, calls in found.items() if calls) == ""
