@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from poison import Poison
 
 pytest_plugins = ["poison"]
+# Not in force as it was asked for, which is what test_in_force.py is about: by the setting of this machine, and of TCP.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(fastopen=9 does nothing|tos=186 was asked for):RuntimeWarning")
 
 IP, IPV6, TCP, SOCKET = socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_TCP, socket.SOL_SOCKET
 NUMBER = tuple[int, int]
@@ -311,6 +313,58 @@ def test_connections_of_a_unix_socket_have_its_buffers(tmp_path: Path) -> None:
                     factor = 2 if LINUX else 1
                     assert connection.getsockopt(SOCKET, socket.SO_RCVBUF) == 50_000 * factor
                     assert connection.getsockopt(SOCKET, socket.SO_SNDBUF) == 60_000 * factor
+
+
+OF_PATHS: dict[str, tuple[Any, str]] = {
+    "backlog": (7, "7"),
+    "inheritable": (True, "1"),
+    "exclusive": (True, "1"),
+    "rcvbuf": (50_000, "50000"),
+    "sndbuf": (60_000, "60000"),
+    "mode": (0o640, "640"),
+    "owner": (os.getuid() if hasattr(os, "getuid") else 0, str(os.getuid() if hasattr(os, "getuid") else 0)),
+    "group": (os.getgid() if hasattr(os, "getgid") else 0, str(os.getgid() if hasattr(os, "getgid") else 0)),
+    "configure": (lambda *_: None, ""),
+}
+
+
+@pytest.mark.skipif(not HAS_UNIX or WINDOWS, reason="Python has no AF_UNIX here, or no options of paths")
+@pytest.mark.parametrize("name", OF_PATHS)
+def test_every_option_of_unix_sockets_is_taken_on_a_path(name: str, tmp_path: Path) -> None:
+    value, text = OF_PATHS[name]
+    path = os.path.relpath(tmp_path / "s")
+    for call in (harken.listen, harken.bind):
+        with call(f"unix:{path}", **{name: value}) as (listener,):
+            assert name == "configure" or listener.options[name] == value
+        if text:
+            with call(f"unix:{path}?{name}={text}") as (listener,):
+                assert listener.options[name] == value
+
+
+@linux_only
+@pytest.mark.parametrize("name", ["backlog", "inheritable", "exclusive", "rcvbuf", "sndbuf", "configure"])
+def test_every_option_of_unix_sockets_is_taken_on_an_abstract_name(name: str) -> None:
+    with harken.listen(f"unix:@harken-options-{os.getpid()}", **{name: OF_PATHS[name][0]}) as (listener,):
+        assert name == "configure" or listener.options[name] == OF_PATHS[name][0]
+
+
+def test_the_options_of_unix_sockets_are_these() -> None:
+    assert set(OF_PATHS) == _options._OF_UNIX
+
+
+def test_an_abstract_name_cannot_be_taken_over() -> None:
+    for binds, options in ((["unix:@x"], {"exclusive": False}), (["unix:@x?exclusive=0"], {})):
+        with pytest.raises(ValueError, match="an abstract name cannot be taken over: it is in no directory"):
+            harken.listen(*binds, **options)  # type: ignore[arg-type]
+
+
+@linux_only
+@pytest.mark.parametrize("call", ["bind", "listen"])
+def test_a_race_that_is_lost_names_reuse_port(poison: Poison, call: str) -> None:
+    report = poison.run('attempt("127.0.0.1:0", reuse_port=True)', poison=f"{call}:1:98")
+    assert report.said["step"] == call
+    assert report.said["text"].startswith(f"{call}(127.0.0.1:")
+    assert ", reuse_port=True): " in report.said["text"]
 
 
 def test_a_connection_that_died_in_the_queue_is_handed_out_all_the_same() -> None:
@@ -898,6 +952,7 @@ def test_keepalive_is_implied_by_its_numbers(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @linux_only
+@pytest.mark.filterwarnings("ignore:.* was asked for:RuntimeWarning")
 def test_what_the_system_rounds_is_read_back() -> None:
     with harken.listen("127.0.0.1:0", rcvbuf=1, sndbuf=2**31 - 1, defer_accept=100, tos=3) as (listener,):
         options = listener.options

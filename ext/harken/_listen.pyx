@@ -142,6 +142,10 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
                     fail("setsockopt" if tools.held else "listen", address_of(sock, asked[3]), error)
         if not tools.held and (backlog >= 0 or special is not None):
             warn_if_less(asked_for(sockets, special, backlog))
+        if special is not None:
+            for opened in special:
+                if opened[2] is not None:
+                    opened[2].warn(opened[0][3], opened[1])
         made = c.tuple_of(tools.listeners, sockets) if left_out is None else IncompleteListeners(sockets, left_out)
         if special is not None:
             publish_paths(sockets, not tools.held)

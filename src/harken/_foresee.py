@@ -175,7 +175,8 @@ class Trial:
         if family != bind.family and lacks and lacks[0] in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             also, plain = try_out(bind, plan, AF_INET, port)
             found = [(*one[:4], True) for one in found] + also
-        backlog, note = _queue(plan) if bind.cid is None else (None, "")
+        tried = next((one[1] for one in found if one[1] is not None), None)
+        backlog, note = _queue(plan, tried) if bind.cid is None else (None, "")
         if plain is not None:
             note = _joined("this system has no MPTCP, it would be plain TCP", note)
         rows: list[Foreseen] = []
@@ -358,7 +359,13 @@ def _close(sockets: Sequence[Listener]) -> None:
             sock.close()
 
 
-def _queue(plan: Plan) -> tuple[int | None, str]:
+def _queue(plan: Plan, sock: Listener | None = None) -> tuple[int | None, str]:
+    """How many connections could wait, and what to say about that, and of other options that would not be in force."""
+    granted, note = _granted(plan)
+    return granted, _joined(note, *plan.shortfalls(sock).values())
+
+
+def _granted(plan: Plan) -> tuple[int | None, str]:
     """How many connections could wait, as far as the system tells, and what to say about that."""
     most, asked = setting("/proc/sys/net/core/somaxconn"), plan.options.backlog
     if not most.isdecimal():

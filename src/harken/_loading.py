@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PARTS = (
-    "_foresee", "_handover", "_hints", "_holders", "_inherit", "_mistakes", "_netlink", "_options", "_paths", "_plan",
-    "_stats", "_types", "_unix",
+    "_foresee", "_handover", "_hints", "_holders", "_in_force", "_inherit", "_mistakes", "_netlink", "_options",
+    "_paths", "_plan", "_stats", "_types", "_unix",
 )  # fmt: skip
 """The modules of this package that `preload` loads; the others are there already, are commands, or are asyncio's."""
 

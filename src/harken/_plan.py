@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import struct
+from _warnings import warn  # of C: the module warnings may be out of reach by now
 from typing import TYPE_CHECKING, Self
 
+from ._in_force import shortfalls
 from ._listener import Listener
 from ._options import Options
 from ._socket import Socket, family_of, numbers_of, set_at_accept, set_exclusive
@@ -33,7 +35,7 @@ from ._system import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ._types import Address
 
@@ -162,6 +164,25 @@ class Plan:
         )
         if at_accept:
             set_at_accept(sock, at_accept)
+
+    def shortfalls(self, listener: Listener | None) -> dict[str, str]:
+        """What is to be said of each option that is not in force, or not whole. Without a listener, by the settings."""
+
+        def granted(name: str) -> object:
+            try:
+                return None if listener is None else read_back(listener, name, self.options)
+            except OSError:
+                return None
+
+        return dict(shortfalls(self.options, granted))
+
+    def warn(self, bind: str, listeners: Sequence[Listener]) -> None:
+        """Of options that the system took without an error and that are not in force: once for all of a bind."""
+        told: dict[str, str] = {}
+        for listener in listeners:
+            told = self.shortfalls(listener) | told
+        for text in told.values():
+            warn(f"{bind}: {text}", RuntimeWarning, stacklevel=2)
 
     def adopted(self, listener: Listener) -> TunedListener:
         """For a socket that somebody else has bound: what it is to be replaced by, when its options are set."""

@@ -151,7 +151,7 @@ class UnixListener(Listener):
     def options(self) -> Mapping[str, object]:
         """The options that were asked for, as the system has them now."""
         if self.plan is None:
-            return {}
+            return super().options  # the backlog, which needs no plan
         from ._plan import read_back
 
         return {name: read_back(self, name, self.plan.options) for name in self.plan.options if name != "configure"}
