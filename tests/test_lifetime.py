@@ -4,9 +4,12 @@ is silent. On POSIX the same programs run; there is nothing to start, and nothin
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -246,6 +249,68 @@ def test_an_interpreter_serves_while_another_ends(serving: str, beside: str) -> 
         pytest.skip("this Python was built without its subinterpreter module")
     assert (ended.stdout, ended.stderr) == ("served to the end\n", "")
     assert ended.returncode == 0
+
+
+EMBEDDED = f"""
+import sys, warnings
+sys.path[:] = {sys.path!r}
+warnings.simplefilter("ignore")
+import asyncio, socket
+import harken, harken.asyncio
+with harken.listen("127.0.0.1:0", reuse_port=True) as listeners, listeners.acceptor() as acceptor:
+    with socket.create_connection(listeners[0].address):
+        assert acceptor.wait(5)
+        [connection] = acceptor.accept_many()
+        connection.close()
+    assert listeners[0].stats().queued in (0, None)
+    try:
+        harken.listen(f"127.0.0.1:{{listeners.port}}")
+    except harken.AddressInUseError as error:
+        str(error)
+try:
+    harken.listen("no-such-name.invalid:0")
+except harken.ListenError as error:
+    assert isinstance(error, socket.gaierror)
+async def main():
+    server = await harken.asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    server.close()
+    await server.wait_closed()
+asyncio.run(main())
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("left", ["", *MESSES.values()], ids=["all closed", *MESSES])
+def test_python_may_be_ended_and_started_again(left: str, again: Path) -> None:
+    if any(word in left for word in ("raise RuntimeError", "thread", "subprocess")):
+        pytest.skip("Python does not come to its end, or is not what sys.executable says")
+    program = EMBEDDED + textwrap.dedent(left)
+    environment = os.environ | {"PYTHONHOME": sys.base_prefix}
+    ended = subprocess.run(
+        [str(again), program], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_each_compiled_module_ends_with_its_interpreter() -> None:
+    sources = sorted((Path(__file__).parent.parent / "ext" / "harken").glob("*.pyx"))
+    assert [path.name for path in sources if not path.read_text("utf-8").endswith('\n\ninclude "ending.pxi"\n')] == []
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program again.c, with this Python in it."""
+    compiler, made = shutil.which("cc") or shutil.which("gcc"), tmp_path_factory.mktemp("again") / "again"
+    variable = sysconfig.get_config_var
+    if compiler is None or not variable("Py_ENABLE_SHARED"):
+        pytest.skip("no C compiler, or no library of this Python to link with")
+    flags = [f"-I{sysconfig.get_path('include')}", f"-L{variable('LIBDIR')}", f"-Wl,-rpath,{variable('LIBDIR')}"]
+    flags += [f"-lpython{variable('LDVERSION')}", *variable("LIBS").split(), *variable("SYSLIBS").split()]
+    command = [compiler, "-o", str(made), str(Path(__file__).with_name("again.c")), *flags]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode:
+        pytest.skip(f"this Python cannot be embedded: {built.stderr.splitlines()[-1]}")
+    return made
 
 
 def test_dropping_an_open_socket_warns_as_the_standard_library_does() -> None:

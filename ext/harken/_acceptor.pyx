@@ -1188,3 +1188,6 @@ def engines():
         names.append(c.net_engine_name(n).decode())
         n += 1
     return tuple(names)
+
+
+include "ending.pxi"

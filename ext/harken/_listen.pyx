@@ -810,3 +810,6 @@ cdef int fail(str step, object address, object reason, object plan=None) except 
     """``reason`` is an error number, or an exception that was raised already."""
     reason = reason if isinstance(reason, OSError) else error_of(reason)
     raise failure(step, address, reason, None if plan is None else plan.concerned(step)) from None
+
+
+include "ending.pxi"

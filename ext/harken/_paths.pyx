@@ -476,3 +476,6 @@ cdef bint is_in_between(object caller, object position) except -1:
     while at is not None and at is not caller:
         at = at.f_back
     return at is not None
+
+
+include "ending.pxi"

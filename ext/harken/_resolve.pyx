@@ -440,3 +440,6 @@ cdef int locate(object address, int family, net_address_t *to, net_length_t *len
         if partial.ipv6.sin6_scope_id:
             to.ipv6.sin6_scope_id = partial.ipv6.sin6_scope_id
     return 0
+
+
+include "ending.pxi"

@@ -1546,3 +1546,6 @@ def describe(handle):
 def let_go(Socket sock not None):
     """Gives the handle away as it is, open; the object is closed."""
     return sock.let_go(False)
+
+
+include "ending.pxi"

@@ -88,3 +88,6 @@ def passed():
 
 
 PASSED = passed()
+
+
+include "ending.pxi"

@@ -200,7 +200,10 @@ def _receive() -> None:
     # First noted: from the next line on it is close-on-exec, and does not look as if it had been passed.
     _passed[:] = announced
     for _, fd in announced:
-        os.set_inheritable(fd, False)
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as error:
+            failed("from_systemd", f"fd://{fd}", error)
     for variable in ("LISTEN_PIDFDID", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_FDS"):
         os.environ.pop(variable, None)
 

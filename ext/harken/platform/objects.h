@@ -45,6 +45,27 @@ static inline PyObject *tuple_of(PyTypeObject *kind, PyObject *items)
     return made;
 }
 
+/* Cython keeps a table of its modules, one a module, by interpreter, and takes nothing out when an interpreter ends: a
+ * Python that is ended and started again in one process has the same number, and would find each module imported already.
+ * So `function` is called when the interpreter ends, after the last of its objects, and takes the module out. */
+#define NET_FORGET_THIS_MODULE() ((void)__Pyx_State_RemoveModule(&__pyx_moduledef))
+static inline void interpreter_ends(PyObject *capsule)
+{
+    void (*function)(void) = (void (*)(void))PyCapsule_GetPointer(capsule, NULL);
+    if (function)
+        function();
+}
+static inline int when_interpreter_ends(PyObject *name, void (*function)(void))
+{
+    PyObject *own = PyInterpreterState_GetDict(PyInterpreterState_Get()); /* borrowed */
+    PyObject *capsule = PyCapsule_New((void *)function, NULL, interpreter_ends);
+    int failed = own == NULL || capsule == NULL || PyDict_SetItem(own, name, capsule) < 0;
+    Py_XDECREF(capsule);
+    if (failed && !PyErr_Occurred())
+        PyErr_NoMemory();
+    return failed ? -1 : 0;
+}
+
 /* True from when only the main thread may still run Python. */
 static inline int python_is_ending(void)
 {

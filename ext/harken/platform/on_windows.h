@@ -89,39 +89,50 @@ static inline int net_last_error(void) { return WSAGetLastError(); }
 /* There is no fork() here. */
 static inline unsigned net_forks(void) { return 0; }
 
-/* WSAStartup answers with the error itself. 2.2 is the newest version there is; a library that offers less is refused,
- * and its start undone. `first` is true for the one call that started it, which has the cleanup to arrange. */
+/* Is it started? By us: Winsock counts everybody's. Under a lock, for interpreters start it at the same moment; and a
+ * Python that was ended and started again in one process starts it again. */
 typedef struct {
-    int error;
-    int first;
-} net_start_t;
+    SRWLOCK lock;
+    int yes;
+} net_started_t;
 
-static BOOL CALLBACK net_start_once(PINIT_ONCE once, PVOID parameter, PVOID *context)
+static inline net_started_t *net_started(void)
 {
-    WSADATA data;
-    net_start_t *start = (net_start_t *)parameter;
-    (void)once;
-    (void)context;
-    start->error = WSAStartup(MAKEWORD(2, 2), &data);
-    if (start->error == 0 && data.wVersion != MAKEWORD(2, 2)) {
-        WSACleanup();
-        start->error = WSAVERNOTSUPPORTED;
-    }
-    start->first = start->error == 0;
-    return start->first;
+    static net_started_t started = {SRWLOCK_INIT, 0};
+    return &started;
 }
 
+/* WSAStartup answers with the error itself. 2.2 is the newest version there is; a library that offers less is refused,
+ * and its start undone. `first` is true for the one call that started it, which has the cleanup to arrange. */
 static inline int net_startup(int *first)
 {
-    static INIT_ONCE once = INIT_ONCE_STATIC_INIT;
-    net_start_t start = {0, 0};
-    InitOnceExecuteOnce(&once, net_start_once, &start, NULL);
-    *first = start.first;
-    return start.error;
+    net_started_t *started = net_started();
+    WSADATA data;
+    int error = 0;
+    *first = 0;
+    AcquireSRWLockExclusive(&started->lock);
+    if (!started->yes) {
+        error = WSAStartup(MAKEWORD(2, 2), &data);
+        if (error == 0 && data.wVersion != MAKEWORD(2, 2)) {
+            WSACleanup();
+            error = WSAVERNOTSUPPORTED;
+        }
+        *first = started->yes = error == 0;
+    }
+    ReleaseSRWLockExclusive(&started->lock);
+    return error;
 }
 
 /* Pairs the one WSAStartup. If it is the last of the process, Winsock closes every socket that is still open. */
-static inline void net_cleanup(void) { (void)WSACleanup(); }
+static inline void net_cleanup(void)
+{
+    net_started_t *started = net_started();
+    AcquireSRWLockExclusive(&started->lock);
+    if (started->yes)
+        (void)WSACleanup();
+    started->yes = 0;
+    ReleaseSRWLockExclusive(&started->lock);
+}
 
 /* Nothing to do: whoever waits here looks up every NET_WAIT_SLICE, and shutdown() is not promised to end a wait. */
 static inline void net_nudge(net_socket_t s) { (void)s; }
