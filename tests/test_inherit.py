@@ -536,6 +536,23 @@ def test_systemd_stands_in_a_bind(room: Path) -> None:
 
 
 @posix_only
+def test_systemd_without_a_name_is_all_that_was_passed(room: Path) -> None:
+    program = """
+        from harken._foresee import foresee
+        told = [row.verdict for row in foresee(["systemd:"])]
+        with harken.listen("systemd:", "127.0.0.1:0") as listeners:
+            tell(got=facts(listeners), told=told)
+        attempt(harken.listen, "systemd:")
+    """
+    with three_sockets(room) as sockets:
+        for names in ({"LISTEN_FDNAMES": "web:other:admin"}, {}):  # also where nobody gave them names
+            first, last = activated(program, list(sockets), **names)
+            assert urls(first)[:3] == [url(sock) for sock in sockets]
+            assert (len(first["got"]), first["told"]) == (4, ["passed on"] * 3)
+            assert "taken already" in last["text"]
+
+
+@posix_only
 def test_what_a_failed_listen_had_can_be_had_again(room: Path) -> None:
     program = """
         attempt(harken.listen, "systemd:web", "systemd:other", "fd://99")

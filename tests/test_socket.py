@@ -1373,6 +1373,29 @@ def test_an_open_socket_that_is_dropped_warns_and_is_closed(kind: Kind) -> None:
         socket.socket(fileno=handle)
 
 
+def test_the_warning_of_an_open_socket_has_its_addresses() -> None:
+    sockets = [harken.Socket(harken.AF_INET, harken.SOCK_STREAM, 0)]
+    sockets[0].bind(("127.0.0.1", 0))
+    sockets[0].listen()
+    address = sockets[0].getsockname()
+    with socket.create_connection(address) as client:
+        sockets.append(sockets[0].accept()[0])
+        with pytest.warns(ResourceWarning) as told:
+            del sockets[1]
+        assert str(told[0].message).endswith(f", {address!r}, connected to {client.getsockname()!r}")
+        with pytest.warns(ResourceWarning) as told:
+            del sockets[0]
+        assert str(told[0].message).endswith(f", {address!r}")
+
+
+@linux_only
+def test_the_warning_of_an_open_socket_is_told_whatever_its_path_is() -> None:
+    sockets = [harken.Socket(harken.AF_UNIX, harken.SOCK_STREAM, 0)]
+    sockets[0].bind(b"\0harken %s\xff\xe9")
+    with pytest.warns(ResourceWarning, match="unclosed harken.Socket, handle [0-9]+, b'.x00harken %s.xff.xe9'$"):
+        del sockets[0]
+
+
 def test_a_dropped_socket_that_was_closed_or_given_away_is_silent() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -162,7 +162,8 @@ cdef class Accepted(Socket):
 
 
 cdef class Acceptor:
-    """Acceptor(listeners, *, batch=None, limit=None, on_overload="pause", engine=None)\n--\n\nTakes connections from one or many listeners: for a thread, or for an event loop.
+    """Acceptor(listeners, *, batch=None, limit=None, on_overload="pause", engine=None)\n--\n\n\
+    Takes connections from one or many listeners: for a thread, or for an event loop.
 
     ::
 

@@ -4,7 +4,7 @@ import cython
 
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.number cimport PyNumber_AsSsize_t, PyNumber_Index
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memchr, memcpy, memset, strcmp
 
@@ -23,7 +23,8 @@ include "address.pxi"
 @cython.final
 @cython.collection_type("sequence")
 cdef class AddrInfoEntry:
-    """AddrInfoEntry()\n--\n\nOne address that a server may bind, or a client connect to: unpacks like the standard library's 5-tuple.
+    """AddrInfoEntry()\n--\n\n\
+    One address that a server may bind, or a client connect to: unpacks like the standard library's 5-tuple.
 
     ``family``, ``type`` and ``proto`` are what `Socket` takes, ``sockaddr`` is what ``bind()`` and ``connect()`` take
     (they take the whole entry too), ``canonname`` is empty unless AI_CANONNAME asked for it.
@@ -134,7 +135,8 @@ cdef addrinfo *found_at(const found_t *found, Py_ssize_t index) noexcept:
 @cython.final
 @cython.collection_type("sequence")
 cdef class AddrInfo:
-    """AddrInfo()\n--\n\nThe addresses of a name: a sequence of `AddrInfoEntry` that owns the list which getaddrinfo() made in C.
+    """AddrInfo()\n--\n\n\
+    The addresses of a name: a sequence of `AddrInfoEntry` that owns the list which getaddrinfo() made in C.
 
     ``close()`` gives the list to freeaddrinfo(), so does leaving a ``with`` block, so does dropping the object. Entries
     are copies and stay valid.

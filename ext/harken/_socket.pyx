@@ -69,7 +69,8 @@ getdefaulttimeout = None  # the function, once `_socket` is there
 
 
 cdef class Socket:
-    """Socket(family=-1, type=-1, proto=-1, fileno=None)\n--\n\nOne socket handle, owned. Names, meanings, defaults and errors are those of the standard library's sockets.
+    """Socket(family=-1, type=-1, proto=-1, fileno=None)\n--\n\n\
+    One socket handle, owned. Names, meanings, defaults and errors are those of the standard library's sockets.
 
     ``Socket(family, type, proto)`` calls socket(2) with SOCK_CLOEXEC, on Windows WSASocketW() with
     WSA_FLAG_NO_HANDLE_INHERIT: no child inherits it by accident. ``Socket(fileno=handle)`` takes over a handle that
@@ -105,7 +106,10 @@ cdef class Socket:
 
     def __del__(self):
         if self.handle != c.NET_INVALID:
-            if c.PyErr_ResourceWarning(self, 1, "unclosed harken.Socket, handle %lld", <long long>self.handle) < 0:
+            text = addresses_of(self)
+            if c.PyErr_ResourceWarning(
+                self, 1, "unclosed harken.Socket, handle %lld%s", <long long>self.handle, <const char *>text
+            ) < 0:
                 c.PyErr_WriteUnraisable(self)
             self.end()  # whoever records the warning keeps this object, but not the handle
 
@@ -1140,6 +1144,17 @@ cdef class Socket:
             except OSError:
                 pass  # not connected, or gone
         return text + ">"
+
+
+cdef bytes addresses_of(Socket sock):
+    """Where a socket is, and where it is connected to, as far as that can be told, for a warning."""
+    text = ""
+    try:
+        text = f", {sock.name(False)!a}"
+        text += f", connected to {sock.name(True)!a}"
+    except Exception:  # it is new, or it listens
+        pass
+    return text.encode("ascii")
 
 
 # What a subclass in another module calls for its base: not by the table of methods, for Cython fills that pointer in

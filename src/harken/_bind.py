@@ -3,7 +3,8 @@
 ``8080`` · ``:8080`` · ``*:8080`` · ``127.0.0.1:8080`` · ``[::1]:8080`` · ``[fe80::1%eth0]:8080`` · ``localhost:http`` ·
 ``tcp://…`` both families · ``tcp4://…`` IPv4 only · ``tcp6://…`` IPv6 only · ``mptcp://…`` ·
 ``:8000-8010`` the first port that is free ·
-``unix:/path`` · ``unix:relative/path`` · ``unix:@abstract`` · ``vsock://cid:port`` · ``fd://3`` · ``systemd:name``
+``unix:/path`` · ``unix:relative/path`` · ``unix:@abstract`` · ``vsock://cid:port`` · ``fd://3`` · ``systemd:name`` ·
+``systemd:`` every socket that systemd has passed
 
 Behind a question mark stand options: ``:443?backlog=8192&reuse_port=1``. Paths, names and the values of options may be
 percent-encoded, which is how a question mark gets into a path: ``unix:/run/what%3F.sock``.
@@ -140,7 +141,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
 
     @property
     def name(self) -> str | None:
-        """The name behind ``systemd:``."""
+        """The name behind ``systemd:``; empty where all that systemd has passed is meant."""
         return str(self[4]) if self[6] == "systemd" else None
 
     @property
@@ -600,10 +601,11 @@ def _begins_a_part(text: str, at: int, dollar: int) -> bool:
 
 
 def _name(text: str, at: int, end: int) -> str:
+    """A name that may be missing: then all that systemd has passed is meant."""
     name = _decoded(text, at, end)
     if name.startswith("//") or ":" in name:
         _refuse(text, at, "a name of systemd's is written systemd:name, and has no colon in it")
-    return name or _refuse(text, end, "the name is missing, as in systemd:web")
+    return name
 
 
 def _fd(text: str, at: int, end: int) -> int:
