@@ -841,3 +841,22 @@ def test_command_lines_of_others_do_nothing_to_the_terminal() -> None:
     assert text.isprintable()
     assert text.startswith("x\\x1b[31m (pid 7, user me: run ")
     assert text.endswith("and pid 8, 9, 10, 11, 12 and 7 more")
+
+
+def test_the_repr_of_an_error_has_its_step_and_address() -> None:
+    with harken.listen("127.0.0.1:0") as (listener,):
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(f"127.0.0.1:{listener.port}", reuse_port=True if LINUX else None)
+        error = caught.value
+        number, text = error.args[:2]
+        option = ", option=('reuse_port', True)" if LINUX else ""
+        step = f"step='bind', address=('127.0.0.1', {listener.port}){option})"
+        assert repr(error) == f"AddressInUseError({number!r}, {text!r}, {step}"
+        assert repr(pickle.loads(pickle.dumps(error))) == repr(error)
+    assert repr(failure("bind", "/a", PermissionError(errno.EACCES, "no"))) == (
+        f"ListenPermissionError({errno.EACCES}, 'no', step='bind', address='/a')"
+    )
+    with pytest.raises(harken.ListenError) as unknown:
+        harken.listen("no-such-name.invalid:80")
+    assert repr(unknown.value).startswith("ListenGaierror(")
+    assert repr(unknown.value).endswith("step='getaddrinfo', address='no-such-name.invalid:80')")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +51,7 @@ def test_a_table_for_a_person() -> None:
     assert headings.split() == ["PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND"]
     assert re.match(rf"{child['pid']} +\S+ +listening +127\.0\.0\.1:{child['port']} +python", line)
     assert len(line) == 90
-    assert line.endswith("…")
+    assert line.endswith("...")
     assert headings.index("STATE") == line.index("listening")
 
 
@@ -129,3 +132,25 @@ def test_the_interface_is_shown() -> None:
         assert told[bind][1].split("\t")[3] == "0.0.0.0:8080?interface=lo"
         assert json.loads(told[f"{bind} --json"][1])["interface"] == "lo"
     assert told["127.0.0.1:8080?interface=va"] == [1, ""]
+
+
+@linux_only
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_terminal_cannot_show_is_shown_all_the_same(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and command lines are other people's, and what is added to them is ASCII."""
+    path = tmp_path / ("b\u00fcro\u2026\udcff" + "x" * 60)
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.path.relpath(path))
+        sock.listen()
+        binds = [["who", f"unix:{path}"], ["who", "--json", f"unix:{path}"], ["check", f"unix:{path}"]]
+        for arguments in (*binds, ["check", "x,y"]):
+            command = [sys.executable, "-m", "harken", *arguments]
+            child = subprocess.run(
+                command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, timeout=50, check=False
+            )
+            assert b"Traceback" not in child.stderr
+            assert child.returncode in (0, 1, 2), child.stderr
+            child.stdout.decode(encoding)

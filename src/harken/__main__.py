@@ -45,6 +45,8 @@ class _Stdout:
     def write(self, text: str) -> int:
         try:
             return sys.stdout.write(text)
+        except UnicodeEncodeError as error:  # names and command lines are other people's
+            return sys.stdout.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except OSError as error:
             raise _WriteError(error.errno) from error
 

@@ -78,6 +78,12 @@ class ListenError(OSError):
         text = f"{self.step}({shown(self.address)}{option}): {super().__str__()}"
         return f"{text}\nhint: {self.hint}" if self.hint else text
 
+    def __repr__(self) -> str:
+        facts = [*map(repr, self.args), f"step={self.step!r}", f"address={self.address!r}"]
+        if self.option:
+            facts.append(f"option={self.option!r}")
+        return f"{type(self).__name__}({', '.join(facts)})"
+
     def __reduce__(self) -> tuple[object, ...]:
         _ = self.hint  # found out here, as the copy may be read on another machine
         return failure, (self.step, self.address, _plain(self), self.option), self.__dict__

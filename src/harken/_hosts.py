@@ -91,7 +91,7 @@ def _host(one: Any) -> str | None:
     if "\0" in text:
         raise ValueError(f"embedded null character in the host {text!r}")
     if len(text) > _LONGEST_HOST:
-        raise UnicodeError(f"a host of {len(text)} characters, {text[:50]!r}…: a name has 253 at the most")
+        raise UnicodeError(f"a host of {len(text)} characters, {text[:50]!r}...: a name has 253 at the most")
     return text
 
 

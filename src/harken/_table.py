@@ -27,7 +27,7 @@ def print_table_with_lines(
         across = shutil.get_terminal_size().columns
         for row, lines in [(headings, ()), *rows]:
             line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip()
-            print(line if len(line) <= across else line[: across - 1] + "…", file=out)
+            print(line if len(line) <= across else f"{line[: across - 3]}...", file=out)
             for under in lines:
                 wrapped = textwrap.wrap(
                     under, max(across, 40), initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
