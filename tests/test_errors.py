@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 import pickle
+import re
 import socket
 import sys
 import tempfile
@@ -263,6 +264,34 @@ def test_a_copy_knows_what_was_found(duplicate: Callable[[Any], Any]) -> None:
     assert again.__notes__ == ["on the second try"]
 
 
+@needs_table
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_that_is_made_before_it_was_asked_has_found_out_all_the_same(duplicate: Callable[[Any], Any]) -> None:
+    """It may be read where, or when, nobody has the port."""
+    with running(server()) as child:
+        error = failing(f"127.0.0.1:{child['port']}")
+        again = duplicate(error)
+    assert [holder.pid for holder in again.holders] == [child["pid"]]
+    assert again.cause == "listener"
+    assert f"(pid {child['pid']}, user " in again.hint
+    assert f"(pid {child['pid']}, user " in str(again)
+
+
+@linux_only
+def test_a_relative_path_is_told_of_wherever_the_process_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("app.sock")
+        sock.listen()
+        error = failing("unix:app.sock")
+        monkeypatch.chdir("elsewhere")
+        assert error.address == "./app.sock"
+        assert (error.cause, [holder.pid for holder in error.holders]) == ("listener", [os.getpid()])
+
+
 # ---------------------------------------------------------------------------- the call in its own way
 
 
@@ -501,6 +530,55 @@ def test_on_windows_a_port_may_be_in_a_range_that_is_kept(
     assert _hints.range_with(5357, NETSH) == (5357, 5357)
 
 
+LINUX_WORDS = re.compile(
+    r"SO_REUSEADDR|pass_fds|systemctl|systemd|/proc|sysctl|net\\.(ipv4|core)|CAP_|SELinux|AppArmor|seccomp|rm |mkdir -p"
+    r"|/etc|ulimit|Linux"
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "address", "number", "told"),
+    [
+        ("bind", ("127.0.0.1", 8080), errno.EADDRINUSE, "nobody is seen to have it"),
+        ("bind", ("127.0.0.1", 8080), errno.EACCES, "a firewall"),
+        ("socket", ("127.0.0.1", 8080), errno.EACCES, "a firewall"),
+        ("bind", "C:\\\\no\\\\such/app.sock", errno.ENOENT, 'mkdir "'),
+        ("adopt", "fd://7", errno.EBADF, "set_inheritable()"),
+        ("adopt", "fd://7", errno.ENOTSOCK, "something else than a socket"),
+        ("socket", ("127.0.0.1", 8080), errno.ENOBUFS, "no memory"),
+    ],
+)
+def test_on_windows_no_words_of_linux_are_said(
+    psutil: Callable[..., None], monkeypatch: pytest.MonkeyPatch, step: str, address: Any, number: int, told: str
+) -> None:
+    on_windows(monkeypatch)
+    psutil({})
+    hint = failure(step, address, OSError(number, "no")).hint
+    assert told in hint
+    assert LINUX_WORDS.findall(hint) == []
+
+
+def on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers that the hints ask for are Windows'."""
+    monkeypatch.setattr(_hints, "is_winsock", lambda: True)
+    monkeypatch.setattr(_hints, "is_linux", lambda: False)
+    monkeypatch.setattr(_hints, "setting", lambda _: "")
+
+
+def test_on_windows_a_restart_has_to_wait_for_old_connections(
+    psutil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_windows(monkeypatch)
+    psutil({})
+    ended = _holders.Held(("127.0.0.1", 8080), "time-wait", 0, None, None)
+    monkeypatch.setattr(_holders, "_on_ports", lambda _: [ended])
+    error = refused()
+    assert error.cause == "time-wait"
+    assert "SO_EXCLUSIVEADDRUSE" in error.hint
+    assert "exclusive=False" in error.hint
+    assert LINUX_WORDS.findall(error.hint) == []
+
+
 # ---------------------------------------------------------------------------- other hints
 
 
@@ -655,7 +733,7 @@ def test_a_link_local_address_needs_its_interface() -> None:
 def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> None:
     program = """
         import resource
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 80))
         import harken, harken._hints
         kept = []
         try:
@@ -666,7 +744,7 @@ def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> N
     """
     told = run(program)
     assert (told["step"], told["number"]) == ("socket", errno.EMFILE)
-    assert "may have 64 files and sockets open" in told["hint"]
+    assert "may have 64 files and sockets open" in told["hint"]  # the limit that is in force, and may be raised to 80
     assert "ulimit -n" in told["hint"]
 
 

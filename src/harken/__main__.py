@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 import warnings
@@ -16,6 +17,7 @@ from . import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     _plug()
+    _escape()
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -45,8 +47,6 @@ class _Stdout:
     def write(self, text: str) -> int:
         try:
             return sys.stdout.write(text)
-        except UnicodeEncodeError as error:  # names and command lines are other people's
-            return sys.stdout.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except OSError as error:
             raise _WriteError(error.errno) from error
 
@@ -75,6 +75,14 @@ def _plug() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - as long as we live
+
+
+def _escape() -> None:
+    """What the encoding of a standard stream has no character for is written as ``\\xe9``: names are other people's,
+    and PYTHONIOENCODING or the locale may be of another part of the world."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from ._bind import scoped
 from ._loading import Later
@@ -53,6 +54,9 @@ class ListenError(OSError):
     address: tuple[str, int] | tuple[str, int, int, int] | str = ""
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
     range of ports that are all in use, the bind as it was given; what is inherited is ``fd://3``, ``systemd:name``."""
+
+    _path = ""
+    """Where a relative path led when it failed: the process may go elsewhere before anybody asks."""
 
     option: tuple[str, object] | None = None
     """The option that it has to do with, and what it was to be; None where there is none."""
@@ -136,7 +140,7 @@ class AddressInUseError(ListenError):
             # What surely stood in the way; then whatever is there now; then what may have stood in the way.
             if own and (other := twin(self.address, *wish, standing=True)):
                 return Finding("twice", [], other)
-            found = explain(self.address, self._interface) if self.address else found
+            found = explain(self._path or self.address, self._interface) if self.address else found
             if own and found.cause == "unknown" and (other := twin(self.address, *wish, standing=False)):
                 return Finding("twice", [], other)
         except Exception:
@@ -182,6 +186,11 @@ def failure(
     error = kind(*reason.args) if winerror is None else kind(reason.errno, reason.strerror, None, winerror)
     error.step = step
     error.address = address
+    if isinstance(address, str) and address.startswith(("./", "../")):
+        try:
+            error._path = os.path.join(os.getcwd(), address)
+        except OSError:
+            pass  # the folder is gone
     error.option = option
     return error
 

@@ -61,7 +61,7 @@ def _in_use(error: AddressInUseError) -> str:
     if cause == "time-wait":
         return _closing(address)
     if not found:
-        return _nobody_seen(address)
+        return _nobody_seen(error._path or address)
     who, theirs, ours = people(found), place(found[0]), shown(address)
     end = _way_out(found, address)
     has = "listens on" if found[0].state == "listening" else "has bound"
@@ -286,7 +286,7 @@ def range_with(port: int, table: str) -> tuple[int, int] | None:
 def _forbidden(error: ListenError) -> str:
     address = error.address
     if isinstance(address, str):
-        return _forbidden_path(error, address) if _is_path(address) else ""
+        return _forbidden_path(error, error._path or address) if _is_path(address) else ""
     if error.step != "bind":
         if is_winsock():
             return "something that guards this machine forbids it: a firewall, or a program against viruses"

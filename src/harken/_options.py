@@ -112,7 +112,7 @@ Options.__slots__ = {  # type: ignore[assignment]  # where help() looks for what
     "user_timeout": ("TCP_USER_TIMEOUT (Linux): milliseconds that sent data may stay unacknowledged."),
     "defer_accept": (
         "TCP_DEFER_ACCEPT (Linux): seconds for which a connection that has sent nothing is not handed out. Linux "
-        "rounds up to the times at which it repeats the handshake: 1, 3, 7, 15…"
+        "rounds up to the times at which it repeats the handshake: 1, 3, 7, 15 and so on"
     ),
     "fastopen": (
         "TCP_FASTOPEN: how many connections may bring data with their first packet and wait; 0 is none. A length "
