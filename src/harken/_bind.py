@@ -40,7 +40,7 @@ ANY_CID = 0xFFFFFFFF  # linux/vm_sockets.h
 _CIDS = {"*": ANY_CID, "any": ANY_CID, "": ANY_CID, "local": 1, "host": 2}
 _NO_HOST = frozenset(" !\"#$%&'()*+,/:;<=>?@[\\]^`{|}~")
 _HEX = frozenset("0123456789abcdefABCDEF")
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/:@,+=")
+_PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/:@,+="
 _Mapping = type(type.__dict__)  # types.MappingProxyType, without the import
 
 
@@ -667,7 +667,15 @@ def _encoded(text: str, at: int, part: str) -> bytes:
 
 
 def _quoted(text: str) -> str:
-    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in fsencode(text))
+    data = fsencode(text)
+    if not data.translate(None, _PLAIN):
+        return text
+    if not _ENCODED:
+        _ENCODED[:] = [chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in range(256)]
+    return "".join([_ENCODED[byte] for byte in data])
+
+
+_ENCODED: list[str] = []  # each byte as it stands in a URL
 
 
 def unix_url(path: str) -> str:
