@@ -97,6 +97,28 @@ def test_an_interface_is_found_by_its_name_in_each_of_its_forms() -> None:
 
 @linux_only
 @needs_ipv6
+def test_the_option_takes_the_interface_whatever_it_is_called() -> None:
+    found = in_odd_network("""
+        text = os.fsdecode(name)
+        for bind, options in ((f"[{host}%{index}]:0", {"interface": text}),
+                              (f"[{host}%{index}]:0?interface=" + "".join(f"%{byte:02x}" for byte in name), {})):
+            with harken.listen(bind, **options) as (it,):
+                assert it.options["interface"] == text, it.options
+                assert it.getsockopt(harken.SOL_SOCKET, 25, 16).rstrip(b"\\0") == name  # SO_BINDTODEVICE
+                assert [holder.pid for holder in harken.holders(it.url)] == [os.getpid()]
+        for call in (harken.getaddrinfo(f"{host}%{text}", 0, type=1), ):
+            if text != "3":
+                assert call[0].sockaddr[3] == index
+                with harken.Socket(harken.AF_INET6, 1) as sock:
+                    sock.bind((f"{host}%{text}", 0))
+                    assert sock.getsockname()[3] == index
+        found.append(index)
+    """)["found"]
+    assert len(set(found)) == len(NAMES)
+
+
+@linux_only
+@needs_ipv6
 def test_check_and_listen_mean_the_same_interface() -> None:
     found = in_odd_network("""
         for scope in (index, 1):

@@ -195,6 +195,18 @@ def _backlog(name: str, value: object) -> None:
         raise ValueError(f"{name} must not be negative: {_shown(value)}")
 
 
+def _interface(name: str, value: object) -> None:
+    """Linux takes any bytes but a slash, a colon and white space, and no more than 15 of them."""
+    if not isinstance(value, str):
+        _wrong(name, "a str", value)
+    try:
+        data = os.fsencode(value[:16])
+    except UnicodeError:
+        data = b"/"
+    if not 1 <= len(data) <= 15 or b"/" in data or b":" in data or b"\0" in data or len(data.split()) > 1:
+        raise ValueError(f"{name} is a name of 1 to 15 characters, and not {_short(value)!r}")
+
+
 def _text(name: str, value: object) -> None:
     if not isinstance(value, str):
         _wrong(name, "a str", value)
@@ -248,7 +260,7 @@ _CHECKS: dict[str, Callable[[str, object], None]] = {
     "sndbuf": _whole(1, _INT),
     "freebind": _switch,
     "transparent": _switch,
-    "interface": _text,
+    "interface": _interface,
     "mark": _whole(0, 0xFFFFFFFF),
     "tos": _whole(0, 255),
     "ttl": _whole(1, 255),

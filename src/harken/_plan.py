@@ -267,7 +267,7 @@ def read_back(sock: Listener, name: str, asked: Options) -> object:
     if name == "interface" and level != SOL_SOCKET:
         return value  # by its index
     if name in ("interface", "congestion"):
-        return sock.getsockopt(level, option, 16).partition(b"\0")[0].decode()
+        return os.fsdecode(sock.getsockopt(level, option, 16).partition(b"\0")[0])
     told = sock.getsockopt(level, option)
     if isinstance(value, bool):
         return bool(told)
@@ -294,7 +294,7 @@ def _value(name: str, value: object, level: int) -> int | bytes:
         import socket
 
         return socket.if_nametoindex(value)
-    return value.encode()
+    return os.fsencode(value)
 
 
 def _set_one(sock: Socket, number: tuple[int, int], name: str, asked: object) -> None:
