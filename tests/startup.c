@@ -56,6 +56,14 @@ int main(void)
 
     net_cleanup();
     CHECK(cleanups == 2);
+    net_cleanup(); /* what is ended is not ended again */
+    CHECK(cleanups == 2);
+
+    CHECK(net_startup(&first) == 0 && first == 1); /* by a Python that is started again */
+    CHECK(net_startup(&first) == 0 && first == 0);
+    CHECK(starts == 3 && cleanups == 2);
+    net_cleanup();
+    CHECK(cleanups == 3);
     puts("ok");
     return 0;
 }
