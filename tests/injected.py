@@ -1171,7 +1171,7 @@ QUIET = [
     Quiet("listen mptcp", "socket setsockopt bind", "*", "without MPTCP it is TCP, which left_out tells"),
     Quiet("listen reuse_port", "*", "EADDRINUSE", "is it ours? then it joins"),
     Quiet(".*backlog.*|.*with options.*|listen unix options",
-          "getsockopt stat fstat socket send recv poll ioctl open read close", "*", "no warning of what cannot be read"),
+          "getsockopt stat fstat socket send recv poll ioctl open read close", "*", "no warning then"),
     Quiet("(adopt|from_systemd|listen fd://|asyncio).*", "setsockopt",
           "*", "TCP_NODELAY, of a socket of others: a help"),
     Quiet("(accept|accept_many)(,.*)?|sockets: .*", "setsockopt", "*", "of a connection that may be dead already"),
