@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import socket
 import sys
 from collections.abc import Callable
@@ -202,3 +204,93 @@ def test_what_is_too_long_for_dns_is_not_asked_for(host: Any, port: Any) -> None
     with pytest.raises(socket.gaierror) as caught:
         harken.getaddrinfo(host, port)
     assert len(str(caught.value)) < 1000
+
+
+# ---------------------------------------------------------------------- of any shape
+
+
+class Index:
+    def __index__(self) -> int:
+        return 1
+
+
+class Number:
+    """What is no number for C, though it becomes one."""
+
+    def __float__(self) -> float:
+        return 1.0
+
+    __int__ = __float__  # type: ignore[assignment]
+
+
+SHAPES: dict[str, Any] = {
+    "None": None, "0": 0, "1": 1, "-1": -1, "2**31": 2**31, "2**63": 2**63, "2**70": 2**70, "1.0": 1.0,
+    "nan": float("nan"), "True": True, "'x'": "x", "b'x'": b"x", "bytearray": bytearray(b"xy"),
+    "writable": memoryview(bytearray(b"abcd")), "gaps": memoryview(bytearray(8))[::2], "read-only": memoryview(b"abcd"),
+    "list": [], "tuple": (), "buffers": [b"x"], "object": object(), "index": Index(), "number": Number(),
+    "address": ("127.0.0.1", 9), "control": [(1, 2)], "more": [(1, 2, 3, 4)], "level": [("1", 2, b"")],
+}  # fmt: skip
+TAKES = {
+    "recv": 2, "recv_into": 3, "recvfrom": 2, "recvfrom_into": 3, "recvmsg": 3, "recvmsg_into": 3, "send": 2,
+    "sendall": 2, "sendto": 3, "sendmsg": 4, "listen": 1, "shutdown": 1, "getsockopt": 3, "setsockopt": 4,
+    "settimeout": 1, "bind": 1, "connect": 1, "connect_ex": 1, "set_inheritable": 1, "sendfile": 3, "makefile": 2,
+    "dup": 1, "fileno": 1, "accept": 1, "getsockname": 1, "getpeername": 1, "gettimeout": 1,
+}  # fmt: skip
+
+
+if sys.version_info >= (3, 12):  # before, the standard library took a truth for a number
+    TAKES["setblocking"] = 1
+
+
+def said(kind: Kind, name: str, arguments: list[Any], closed: bool) -> str:
+    ours, theirs = socket.socketpair()
+    sock = kind(fileno=ours.detach())
+    sock.settimeout(0)
+    if closed:
+        sock.close()
+    try:
+        result = getattr(sock, name)(*arguments)
+        if hasattr(result, "close"):
+            result.close()
+        return "ok"
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else ""
+        return f"{type(error).__name__} {number}"
+    finally:
+        sock.close()
+        theirs.close()
+        Path("x").unlink(missing_ok=True)
+        Path("xy").unlink(missing_ok=True)
+        Path("abcd").unlink(missing_ok=True)
+
+
+def meant(name: str, shapes: tuple[str, ...]) -> bool:
+    """Differs on purpose, as docs/differences.md tells, or where two mistakes are made at once."""
+    return (
+        (name == "listen" and shapes in (("None",), ("-1",)))
+        or (name == "setsockopt" and not {"2**31", "2**63", "2**70", "None"}.isdisjoint(shapes))
+        or (name in ("bind", "connect", "connect_ex", "sendto", "sendmsg") and "gaps" in shapes[-1:])
+        or (name in ("sendmsg", "recvmsg_into") and "-1" in shapes)  # flags that no call has
+    )
+
+
+@posix_only
+@pytest.mark.parametrize("name", TAKES)
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_arguments_of_any_shape_are_taken_or_refused_alike(
+    name: str, closed: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(name)
+    tried = 0
+    for count in range(TAKES[name] + 1):
+        choices = [*itertools.product(SHAPES, repeat=count)]
+        for shapes in choices if len(choices) < 100 else draw.sample(choices, 200):
+            arguments = [SHAPES[shape] for shape in shapes]
+            if name.endswith("sockopt") and count > 1 and draw.random() < 0.7:
+                arguments[:2] = SOL, KEEP
+            if not meant(name, shapes):
+                tried += 1
+                ours, theirs = (said(one, name, arguments, closed) for one in (harken.Socket, socket.socket))
+                assert ours == theirs, (name, shapes, arguments)
+    assert tried > 20

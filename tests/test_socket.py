@@ -1470,7 +1470,9 @@ def test_wrong_timeouts_are_refused_and_change_nothing(kind: Kind, timeout: Any)
         assert sock.gettimeout() == 3
 
 
-@pytest.mark.parametrize(("backlog", "expected"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError)])
+@pytest.mark.parametrize(
+    ("backlog", "expected"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError), (2**31, OverflowError)]
+)
 def test_a_wrong_backlog_is_refused(backlog: Any, expected: type[Exception]) -> None:
     with harken.Socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -1479,7 +1481,7 @@ def test_a_wrong_backlog_is_refused(backlog: Any, expected: type[Exception]) -> 
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
 
 
-@pytest.mark.parametrize("backlog", [None, 0, 1, 1000, 2**31 - 1, 2**40], ids=str)
+@pytest.mark.parametrize("backlog", [None, 0, 1, 1000, 2**31 - 1], ids=str)
 def test_any_backlog_that_is_not_negative_is_taken(backlog: int | None) -> None:
     with harken.Socket() as sock:
         sock.bind(("127.0.0.1", 0))

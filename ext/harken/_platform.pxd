@@ -257,6 +257,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     bint PyIndex_Check(object number)
     bytes PyBytes_FromObject(object source)
+    bint PyObject_CheckBuffer(object source)
     long long PyLong_AsLongLongAndOverflow(object number, int *beyond) except? -1
 
 cdef extern from "pythread.h":

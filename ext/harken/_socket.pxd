@@ -80,7 +80,9 @@ cdef class Socket:
     cdef double limit_of(self, bint receives) noexcept
     cdef bint waited_in_the_kernel(self) noexcept
     cdef bytes received(self, transfer_t *what, Py_ssize_t size)
-    cdef Py_ssize_t receive_into(self, transfer_t *what, object buffer, Py_ssize_t nbytes, str call) except -1
+    cdef Py_ssize_t receive_into(
+        self, transfer_t *what, int call, object buffer, object size, object flags, str name
+    ) except -1
     cdef tuple receive_message(self, net_buffer_t *buffers, size_t count, Py_ssize_t room, int flags, str call)
     cdef int count_file(self, int more) except -1
     cdef bint waits_for_files(self) noexcept

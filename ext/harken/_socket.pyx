@@ -331,8 +331,8 @@ cdef class Socket:
         cdef net_length_t length = 0
         cdef net_socket_t handle
         cdef int error
-        self.must_be_open()
         locate(address, self.domain, &to, &length, "bind()")
+        self.must_be_open()
         if self.domain == c.AF_UNIX:
             self.enter(False, &handle)
             with nogil:  # the way to a path may lead through a file system that is far away
@@ -350,9 +350,14 @@ cdef class Socket:
 
         None asks for what `harken.bind` was given, or else for the most that the system grants: on Linux
         net.core.somaxconn, on Windows SOMAXCONN. On Windows a number above 200 is passed as SOMAXCONN_HINT, which the
-        standard library cannot do. Raises ValueError for a negative number.
+        standard library cannot do. Raises ValueError for a negative number, OverflowError for one that C has not.
         """
-        cdef int error, wished = self.wished if backlog is None else backlog_of(backlog)
+        cdef int error, wished = self.wished
+        if backlog is not None:
+            backlog = PyNumber_Index(backlog) if c.PyIndex_Check(backlog) else backlog
+            wished = backlog_of(backlog)
+            if clamped(backlog) > 0x7FFFFFFF:  # what harken.listen() takes for "the most"
+                raise OverflowError(f"backlog is too large for C: {shown(backlog)}")
         self.must_be_open()
         error = self.listen_for(wished)
         if error:
@@ -490,21 +495,18 @@ cdef class Socket:
         Waits as long as the timeout allows; with none, as long as SO_SNDTIMEO does, if the caller has set it. Raises
         OSError: ConnectionRefusedError and others, TimeoutError, BlockingIOError when non-blocking.
         """
-        cdef int error
-        self.must_be_open()
-        error = self.connect_to(address)
+        cdef int error = self.connect_to(address)
         if error == TIMED_OUT:
             raise TimeoutError("timed out")
         if error:
+            if self.handle == c.NET_INVALID:
+                self.closed()
             c.net_raise(error)
 
     def connect_ex(self, address):
         """Like connect(), but returns the error number, 0 for none; when the time is over EAGAIN, as for a socket that
         does not wait. An address that cannot be used still raises."""
-        cdef int error
-        if self.handle == c.NET_INVALID:
-            return c.NET_EBADF
-        error = self.connect_to(address)
+        cdef int error = self.connect_to(address)
         return c.NET_EWOULDBLOCK if error == TIMED_OUT else error
 
     cdef int connect_to(self, object address) except -1:
@@ -515,6 +517,8 @@ cdef class Socket:
         cdef net_socket_t handle
         cdef double deadline = self.deadline(), limit = 0
         locate(address, self.domain, &to, &length, "connect()")
+        if self.handle == c.NET_INVALID:
+            return c.NET_EBADF
         if self.seconds >= 0:
             self.must_not_block(False)  # nothing would end connect(2) in time
         self.enter(True, &handle)
@@ -628,20 +632,26 @@ cdef class Socket:
         # More than there is room for is told for a datagram with MSG_TRUNC.
         return data if done >= size else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data), done)
 
-    cdef Py_ssize_t receive_into(self, transfer_t *what, object buffer, Py_ssize_t nbytes, str call) except -1:
+    cdef Py_ssize_t receive_into(
+        self, transfer_t *what, int call, object buffer, object size, object flags, str name
+    ) except -1:
+        """The arguments are looked at from the left to the right, as the standard library does."""
         cdef Py_buffer view
-        if nbytes < 0:
-            raise ValueError(f"negative buffersize in {call}")
+        cdef Py_ssize_t nbytes
         try:
             PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         except BufferError as error:
-            raise TypeError(f"{call}(): buffer must be writable and contiguous: {error}") from None
+            raise TypeError(f"{name}(): buffer must be writable and contiguous: {error}") from None
         try:
+            nbytes = size
+            prepare(what, call, int_of(flags, "flags"))
+            if nbytes < 0:
+                raise ValueError(f"negative buffersize in {name}")
             if nbytes > view.len:
                 raise ValueError("buffer too small for requested bytes")
             what.data, what.size = <char *>view.buf, nbytes or view.len
-            if what.size == 0 and what.call == RECV:
-                return self.must_be_open()  # Linux would wait for data and then take none
+            if what.size == 0 and call == RECV:
+                return 0  # like the standard library: Linux would wait for data and then take none
             return self.transfer(what, self.deadline())
         finally:
             PyBuffer_Release(&view)
@@ -657,15 +667,13 @@ cdef class Socket:
         if bufsize < 0:
             raise ValueError("negative buffersize in recv")
         if bufsize == 0:
-            self.must_be_open()
             return b""  # like the standard library: Linux would wait for data and then take none
         return self.received(&what, bufsize)
 
-    def recv_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
+    def recv_into(self, buffer, nbytes=0, flags=0):
         """recv(2) into ``buffer``, at most ``nbytes``, or as much as there is room; returns how many came."""
         cdef transfer_t what
-        prepare(&what, RECV, int_of(flags, "flags"))
-        return self.receive_into(&what, buffer, nbytes, "recv_into")
+        return self.receive_into(&what, RECV, buffer, nbytes, flags, "recv_into")
 
     def recvfrom(self, Py_ssize_t bufsize, flags=0):
         """recvfrom(2): up to ``bufsize`` bytes, and who sent them: ``(data, address)``. On a connected TCP socket the
@@ -677,12 +685,10 @@ cdef class Socket:
         data = self.received(&what, bufsize)
         return data, decode(&what.address.any, min(what.length, sizeof(what.address)))
 
-    def recvfrom_into(self, buffer, Py_ssize_t nbytes=0, flags=0):
+    def recvfrom_into(self, buffer, nbytes=0, flags=0):
         """recvfrom(2) into ``buffer``: ``(bytes received, address)``."""
         cdef transfer_t what
-        cdef Py_ssize_t done
-        prepare(&what, RECVFROM, int_of(flags, "flags"))
-        done = self.receive_into(&what, buffer, nbytes, "recvfrom_into")
+        cdef Py_ssize_t done = self.receive_into(&what, RECVFROM, buffer, nbytes, flags, "recvfrom_into")
         return done, decode(&what.address.any, min(what.length, sizeof(what.address)))
 
     def recvmsg(self, Py_ssize_t bufsize, Py_ssize_t ancbufsize=0, flags=0):
@@ -738,9 +744,9 @@ cdef class Socket:
         """
         cdef Py_buffer view
         cdef transfer_t what
-        prepare(&what, SEND, int_of(flags, "flags"))
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            prepare(&what, SEND, int_of(flags, "flags"))
             what.data, what.size = <char *>view.buf, view.len
             return self.transfer(&what, self.deadline())
         finally:
@@ -752,9 +758,9 @@ cdef class Socket:
         cdef transfer_t what
         cdef size_t done
         cdef double deadline = self.deadline()
-        prepare(&what, SEND, int_of(flags, "flags"))
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            prepare(&what, SEND, int_of(flags, "flags"))
             what.data, what.size = <char *>view.buf, view.len
             while True:
                 done = self.transfer(&what, deadline)
@@ -773,11 +779,10 @@ cdef class Socket:
         cdef transfer_t what
         if not 1 <= len(args) <= 2:
             raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args) + 1} given)")
-        prepare(&what, SENDTO, int_of(args[0], "flags") if len(args) == 2 else 0)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            prepare(&what, SENDTO, int_of(args[0], "flags") if len(args) == 2 else 0)
             what.data, what.size = <char *>view.buf, view.len
-            self.must_be_open()
             locate(args[len(args) - 1], self.domain, &what.address, &what.length, "sendto()")
             return self.transfer(&what, self.deadline())
         finally:
@@ -799,7 +804,6 @@ cdef class Socket:
         what.control_size = len(control)
         what.control = <char *>control if what.control_size else NULL
         if address is not None:
-            self.must_be_open()
             locate(address, self.domain, &what.address, &what.length, "sendmsg()")
         return self.transfer(&what, self.deadline())
 
@@ -813,7 +817,6 @@ cdef class Socket:
         Raises ValueError for a file of text and when the socket does not wait, for nobody would know how much was sent.
         """
         cdef Py_ssize_t total = 0, left, size
-        self.must_be_open()
         if "b" not in getattr(file, "mode", "b"):
             raise ValueError("sendfile(): file should be opened in binary mode")
         if self.kind != c.SOCK_STREAM:
@@ -825,6 +828,7 @@ cdef class Socket:
                 raise ValueError(f"sendfile(): count must be a positive integer (got {count!r})")
         if self.seconds == 0:
             raise ValueError("sendfile(): non-blocking sockets are not supported")
+        self.must_be_open()
         if offset or is_regular(file):
             file.seek(offset)
         try:
@@ -900,21 +904,22 @@ cdef class Socket:
         return decode(&address.any, min(length, sizeof(address)))
 
     @cython.critical_section
-    def getsockopt(self, level, optname, Py_ssize_t buflen=0):
+    def getsockopt(self, level, optname, buflen=0):
         """An option as a number, or as ``buflen`` bytes: getsockopt(2)."""
         cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
         cdef int value = 0  # Winsock writes a single byte for some booleans
+        cdef int room = int_of(buflen, "buflen")
         cdef net_length_t size = sizeof(value)
         cdef bytearray data
+        if not 0 <= room <= 1024:
+            raise OSError("getsockopt buflen out of range")
         self.must_be_open()
-        if buflen == 0:
+        if room == 0:
             if c.getsockopt(self.handle, at, name, <char *>&value, &size) != 0:
                 c.net_raise(c.net_last_error())
             return value
-        if not 0 < buflen <= 1024:
-            raise OSError("getsockopt buflen out of range")
-        data = bytearray(buflen)
-        size = <net_length_t>buflen
+        data = bytearray(room)
+        size = <net_length_t>room
         if c.getsockopt(self.handle, at, name, <char *>data, &size) != 0:
             c.net_raise(c.net_last_error())
         return bytes(data[:size])
@@ -938,7 +943,7 @@ cdef class Socket:
             failed = self.set_option(at, name, NULL, <net_length_t>number)
         elif optlen is not None:
             raise TypeError("setsockopt(): optlen goes with a value of None only")
-        elif isinstance(value, int):
+        elif c.PyIndex_Check(value):
             number = int_of(value, "value")
             failed = self.set_option(at, name, <const char *>&number, sizeof(number))
         else:
@@ -993,6 +998,16 @@ cdef class Socket:
         return None if self.seconds < 0 else self.seconds
 
     @property
+    def _closed(self):
+        """As `socket.socket` has it, for whoever looks: close() was called, or the handle given away."""
+        return self.closing or self.handle == c.NET_INVALID
+
+    @property
+    def _io_refs(self):
+        """As `socket.socket` has it: how many file objects of makefile() are open."""
+        return self.files
+
+    @property
     def timeout(self):
         """The timeout in seconds, or None."""
         return self.gettimeout()
@@ -1012,11 +1027,11 @@ cdef class Socket:
         return bool(on)
 
     @cython.critical_section
-    def set_inheritable(self, bint inheritable):
+    def set_inheritable(self, inheritable):
         """Whether child processes have this socket too."""
-        cdef int error
+        cdef int error, on = int_of(inheritable, "inheritable")
         self.must_be_open()
-        error = c.net_inheritable(self.handle, inheritable)
+        error = c.net_inheritable(self.handle, on != 0)
         if error:
             c.net_raise(error)
 
@@ -1405,9 +1420,9 @@ cdef int backlog_of(object backlog) except -2:
     """The argument of listen(2); -1 for "the most"."""
     if backlog is None:
         return -1
-    if not isinstance(backlog, int):
+    if not c.PyIndex_Check(backlog):
         raise TypeError(f"backlog must be an int or None, not {type(backlog).__name__}")
-    cdef long long number = clamped(backlog)
+    cdef long long number = clamped(PyNumber_Index(backlog))
     if number < 0:
         raise ValueError(f"backlog must not be negative: {shown(backlog)}")
     return <int>min(number, 0x7FFFFFFF)
@@ -1419,8 +1434,15 @@ cdef bytearray control_of(object ancdata):
     cdef bytes content
     cdef int at_level, of_type
     cdef size_t at
-    for level, kind, data in ancdata:
-        at_level, of_type = level, kind
+    try:
+        items = tuple(ancdata)
+    except TypeError as error:
+        raise TypeError(f"sendmsg(): ancdata must be an iterable of (level, type, data): {error}") from None
+    for item in items:
+        if not isinstance(item, (tuple, list)) or len(item) != 3:
+            raise TypeError(f"sendmsg(): an item of ancdata must be (level, type, data), not {item!r:.100}")
+        level, kind, data = item
+        at_level, of_type = int_of(level, "level"), int_of(kind, "type")
         content = bytes(memoryview(data))  # bytes(7) would be seven zeros: descriptor 0, given away
         # From here on nothing of the caller's runs.
         at = len(control)

@@ -163,7 +163,11 @@ cdef unsigned int number_of(object value, unsigned int most, str name, const cha
 
 
 cdef int encode_path(object address, net_address_t *to, net_length_t *length) except -1:
-    cdef bytes path = c.PyBytes_FromObject(address if isinstance(address, bytearray) else fsencode(fspath(address)))
+    cdef bytes path
+    if isinstance(address, (str, bytes)) or not c.PyObject_CheckBuffer(address):
+        path = c.PyBytes_FromObject(fsencode(fspath(address)))
+    else:
+        path = memoryview(address).tobytes()
     cdef size_t size = len(path)
     to.unix.sun_family = c.AF_UNIX
     if size == 0 or path[0] == 0:
