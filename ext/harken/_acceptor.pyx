@@ -6,14 +6,19 @@ and a gauge, which counts the connections that are open. Every connection holds 
 is closed, and wakes the engine when there is room again. A listener that is closed or given away tells the acceptor
 before, through a watch_t: the engine forgets the handle before anybody else can have its number.
 
-Locking. `gauge.lock` is over the engine (all of its calls but wait and wake) and the acceptor's state; it is held for
-one batch at the most, and nobody who has it wants the GIL, so it may be waited for with the GIL. `calls` counts the
-threads in net_engine_wait(); the last one to leave a closed acceptor closes the engine. Without a GIL, `shut`, `calls`,
-`sockets` and `ready` change in the acceptor's critical section, and a listener's list of watchers in the listener's;
-`gauge.lock` may be taken in either, never the other way round.
+Locking. `gauge.lock` is over the engine (all of its calls but wait and wake) and the acceptor's state. It is held for a
+few system calls that cannot wait, and nobody who has it wants the GIL, so it may be waited for with the GIL. accept(2)
+may wait, when somebody who shares the listener has made it block since we looked: the engine gives the lock up for that
+(`busy` in engine.h). Then other threads pause, ask and close as ever; a second one that wants to accept waits a moment,
+without the GIL, and finds nothing; and a listener that is closed counts the accept(2) among its own calls in flight.
+
+`calls` counts the threads that are in the engine without the lock; the last one to leave a closed acceptor closes the
+engine. Without a GIL, `shut`, `calls`, `sockets` and `ready` change in the acceptor's critical section, and a
+listener's list of watchers in the listener's; `gauge.lock` may be taken in either, never the other way round.
 
 Forks. The child of a fork must not touch the parent's engine, for an epoll set is shared with it, and the number of a
-kqueue is a stranger's: the first use makes a new one.
+kqueue is a stranger's: the first use makes a new one. A thread of the parent may have had the lock: the first who wants
+it in the child makes it anew.
 """
 
 import cython
@@ -27,7 +32,7 @@ from libc.math cimport ceil, isnan
 
 cimport harken._platform as c
 from harken._system cimport forks
-from harken._platform cimport net_engine_t, net_failures_t, net_lock_t, net_socket_t
+from harken._platform cimport net_engine_t, net_failures_t, net_get, net_lock_t, net_socket_t, net_swap
 from harken._socket cimport Socket, end_socket, part_with_socket, shut_socket, watch_t
 
 from ._overload import report
@@ -36,9 +41,11 @@ from ._stats import AcceptorStats
 cdef enum:
     BATCH = 64  # connections that accept_many() takes at the most, unless told
     STRIDE = 16  # the same for iteration, where the last of a batch waits until those before it were dealt with
-    CHUNK = 128  # connections that one trip into C takes at the most: so long is the lock held
+    CHUNK = 128  # connections that one trip into C takes at the most
     FIRST_PAUSE = 10  # milliseconds, when descriptors have run out; doubled each time, until
     LONGEST_PAUSE = 1000
+    YIELDS = 50  # how often whoever waits for a thread in accept(2) yields, before he
+    DOZES = 20  # sleeps for a millisecond, so often
 
 cdef enum:  # why no connections are taken, bits of `reasons`
     BY_USER = 1
@@ -66,7 +73,9 @@ cdef struct gauge_t:
     long starved  # 1: whoever closes a connection wakes it
     long ended  # no listeners are left
     long low
+    long owed  # nodes whose `owed` is more than 0
     unsigned int forks  # names the process whose engine this is
+    long locked_in  # names the process that has made `lock`; negative: that is about to
     net_lock_t lock
     net_engine_t *engine  # owned by the acceptor; NULL when closed
 
@@ -75,6 +84,8 @@ cdef struct node_t:
     # One listener, and its word to the acceptor. First is what the listener knows.
     watch_t watch
     PyObject *socket  # borrowed; NULL when it is gone
+    PyObject *left  # borrowed: the same, when it is gone, and threads in accept(2) count among its calls; or NULL
+    int owed  # how many of them do
     gauge_t *gauge
     int index
 
@@ -84,13 +95,31 @@ cdef void unreference(gauge_t *gauge, long count) noexcept nogil:
         PyMem_RawFree(gauge)
 
 
+cdef void lock(gauge_t *gauge) noexcept nogil:
+    cdef long here = <long>forks() + 1, seen
+    while net_get(&gauge.locked_in) != here:
+        seen = net_swap(&gauge.locked_in, -here)
+        if seen == here:  # another thread has just made it, and may have it
+            net_swap(&gauge.locked_in, here)
+        elif seen == -here:
+            c.net_yield()
+        else:
+            c.net_lock_init(&gauge.lock)
+            net_swap(&gauge.locked_in, here)
+    c.net_lock(&gauge.lock)
+
+
+cdef void unlock(gauge_t *gauge) noexcept nogil:
+    c.net_unlock(&gauge.lock)
+
+
 cdef void wake(gauge_t *gauge) noexcept nogil:
     if gauge.forks != forks():
         return  # the parent's; the first use in this process looks by itself
-    c.net_lock(&gauge.lock)
+    lock(gauge)
     if gauge.engine != NULL:
         c.net_engine_wake(gauge.engine)
-    c.net_unlock(&gauge.lock)
+    unlock(gauge)
 
 
 cdef void count_down(gauge_t *gauge, long count) noexcept nogil:
@@ -110,14 +139,22 @@ cdef void gone(watch_t *watch) noexcept:
     """A listener is about to be closed or given away."""
     cdef node_t *node = <node_t *>watch
     cdef gauge_t *gauge = node.gauge
-    if gauge.forks != forks():
-        node.socket = NULL
-        return
-    c.net_lock(&gauge.lock)
-    if gauge.engine != NULL:
+    cdef int tries = 0
+    lock(gauge)
+    if gauge.forks == forks() and gauge.engine != NULL:
         forget(gauge, node.index)
+        while gauge.engine != NULL and gauge.engine.inside[node.index] and tries < YIELDS:
+            unlock(gauge)  # whoever accepts from it has done so in a microsecond, as a rule
+            c.net_yield()
+            tries += 1
+            lock(gauge)
+        if gauge.engine != NULL and gauge.engine.inside[node.index]:
+            node.left = node.socket
+            node.owed = gauge.engine.inside[node.index]
+            (<Socket>node.left).calls += node.owed  # we are in its critical section
+            c.net_add(&gauge.owed, 1)
     node.socket = NULL  # from now on give_back() does not wait for us
-    c.net_unlock(&gauge.lock)
+    unlock(gauge)
 
 
 cdef void forget(gauge_t *gauge, int index) noexcept nogil:
@@ -214,7 +251,8 @@ cdef class Acceptor:
     cdef int stride
     cdef long most  # limit; 0: none
     cdef int policy
-    cdef int calls  # threads in net_engine_wait()
+    cdef int calls  # threads in the engine without the lock
+    cdef int waiters  # those of them that wait
     cdef bint polled  # fileno() was asked for
     cdef bint begun, shut
     cdef bint shared  # other processes accept from a listener, too, as far as we know
@@ -244,7 +282,6 @@ cdef class Acceptor:
             raise MemoryError()
         self.gauge.references = 1
         self.gauge.forks = forks()
-        c.net_lock_init(&self.gauge.lock)
 
     def __init__(self, listeners, *, batch=None, limit=None, on_overload="pause", engine=None):
         # All that runs code of the caller comes first, and writes nothing. A call of __init__ from within it, or from
@@ -280,11 +317,17 @@ cdef class Acceptor:
 
     cdef int start(self) except -1:
         cdef net_engine_t *made = NULL
-        cdef int error = self.open(&made)
+        cdef int error
+        lock(self.gauge)
+        error = self.open(&made)
         if error == 0:
             error = c.net_socket((<Socket>self.sockets[0]).domain, c.SOCK_STREAM, 0, &self.reserve)
         if error == 0:
-            error = self.begin(made)
+            made.room = self.room()
+            error = c.net_engine_arm(made, True)
+        if error == 0:
+            self.use(made)
+        unlock(self.gauge)
         if error:
             if made != NULL:
                 c.net_engine_close(made)
@@ -294,7 +337,6 @@ cdef class Acceptor:
                 if self.engine is not None:
                     failure.add_note(f"the engine {self.engine.decode()!r} cannot be had here")
                 raise
-        self.name = made.name
         return 0
 
     def __del__(self):
@@ -308,8 +350,6 @@ cdef class Acceptor:
     def __dealloc__(self):
         if self.gauge == NULL:
             return  # there was no memory for it
-        if self.gauge.forks != forks():
-            c.net_lock_init(&self.gauge.lock)  # a thread of the parent may have had it
         self.give_back()
         if self.gauge.engine != NULL:
             if self.gauge.forks == forks():
@@ -355,9 +395,9 @@ cdef class Acceptor:
         cdef PyObject *watched
         cdef Socket listener
         for n in range(self.count):
-            c.net_lock(&self.gauge.lock)
+            lock(self.gauge)
             watched = self.nodes[n].socket
-            c.net_unlock(&self.gauge.lock)
+            unlock(self.gauge)
             if watched == NULL:
                 continue
             listener = <Socket>watched
@@ -374,14 +414,16 @@ cdef class Acceptor:
         self.drop_reserve()
 
     cdef void drop_reserve(self) noexcept:
-        c.net_lock(&self.gauge.lock)
+        lock(self.gauge)
         if self.reserve != c.NET_INVALID:
             c.net_close(self.reserve)
             self.reserve = c.NET_INVALID
-        c.net_unlock(&self.gauge.lock)
+        unlock(self.gauge)
+
+    # ------------------------------------------------------------------ with the lock
 
     cdef int open(self, net_engine_t **made) noexcept:
-        """The engine, for the listeners that are left."""
+        """The engine, for the listeners that are left. Whoever closes one meanwhile waits for the lock."""
         cdef net_socket_t *handles = <net_socket_t *>PyMem_Calloc(self.count, sizeof(net_socket_t))
         cdef const char *name = NULL
         cdef int n, error = c.NET_ENOMEM
@@ -397,21 +439,14 @@ cdef class Acceptor:
             PyMem_Free(handles)
         return error
 
-    cdef int begin(self, net_engine_t *made) noexcept:
-        cdef int n, error
-        c.net_lock(&self.gauge.lock)
-        self.gauge.engine = made  # from here on gone() tells it
-        for n in range(self.count):
-            if self.nodes[n].socket == NULL:
-                forget(self.gauge, n)  # closed by another thread, since we looked
-        made.room = self.room()
-        error = c.net_engine_arm(made, True)
-        if error:
-            self.gauge.engine = NULL
-        c.net_unlock(&self.gauge.lock)
-        return error
-
-    # ------------------------------------------------------------------ with the lock
+    cdef void use(self, net_engine_t *made) noexcept:
+        """It is ours from now on, and gone() tells it."""
+        made.lock = &self.gauge.lock
+        self.gauge.engine = made
+        self.name = made.name
+        if made.left == 0:
+            c.net_swap(&self.gauge.ended, 1)
+            c.net_engine_stop(made)
 
     cdef void pause_for(self, int reason) noexcept nogil:
         if not self.reasons & (FULL | STARVED):
@@ -467,13 +502,16 @@ cdef class Acceptor:
         """Accepts and closes, a batch at the most, with the descriptor in reserve. Tells how many."""
         cdef net_socket_t taken
         cdef int where, count, done = 0, error = 0
-        while done < self.batch and error == 0 and self.reserve != c.NET_INVALID:
-            c.net_close(self.reserve)
+        while done < self.batch and error == 0 and self.reserve != c.NET_INVALID and not self.gauge.engine.stopped:
+            taken = self.reserve
+            self.reserve = c.NET_INVALID  # first, for take() gives the lock up
+            c.net_close(taken)
             error = c.net_engine_take(self.gauge.engine, 1, True, &taken, &where, &count)
             if count:
                 c.net_close(taken)
                 done += 1
-            c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
+            if self.reserve == c.NET_INVALID:
+                c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
         self.shedded += done
         return done
 
@@ -483,7 +521,7 @@ cdef class Acceptor:
         cdef net_engine_t *engine = self.gauge.engine
         cdef gauge_t *gauge = self.gauge
         cdef int error, listening = 0
-        cdef long open, closed
+        cdef long closed
         c.net_engine_calm(engine)
         error = self.settle()
         if error:
@@ -492,9 +530,10 @@ cdef class Acceptor:
         if not engine.stopped:
             if self.reasons:
                 return c.NET_EWOULDBLOCK
-            wished = min(wished, engine.room)
+            wished = min(wished, engine.room - engine.insiders)
             if wished < 1:
-                self.fill_up()
+                if not engine.insiders:
+                    self.fill_up()
                 return c.NET_EWOULDBLOCK
             if self.reserve == c.NET_INVALID:
                 c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
@@ -502,14 +541,9 @@ cdef class Acceptor:
         error = c.net_engine_take(engine, wished, nonblocking, taken, where, count)
         self.greedy = self.shared and engine.full
         if count[0]:
-            self.accepted += count[0]
             self.delay = 0
-            open = c.net_add(&gauge.open, count[0])
-            c.net_add(&gauge.references, count[0])
-            self.high_water = max(self.high_water, open)
-            if self.most and open >= self.most:
-                self.fill_up()
-            elif engine.room < 1:
+            self.counted(count[0])
+            if engine.room < 1 and not self.reasons & FULL:
                 # An engine that takes ahead has used up the room that there was before it began; meanwhile connections
                 # were closed, who saw no limit reached and woke nobody. Whoever looks next tells it of the new room.
                 c.net_engine_wake(engine)
@@ -541,11 +575,55 @@ cdef class Acceptor:
         cdef int error = c.NET_EBADF
         count[0] = 0
         obstacle[0] = NOTHING
-        c.net_lock(&self.gauge.lock)
-        if self.gauge.engine != NULL:
+        lock(self.gauge)
+        if self.turn():
             error = self.grab(wished, nonblocking, taken, where, count, obstacle)
-        c.net_unlock(&self.gauge.lock)
+        elif self.gauge.engine != NULL:
+            error = self.grab_beside(wished, nonblocking, taken, where, count)
+        unlock(self.gauge)
         return error
+
+    cdef int grab_beside(self, int wished, bint nonblocking, net_socket_t *taken, int *where,
+                         int *count) noexcept nogil:
+        """While another thread is held up, who may still get one connection: of those that come now it is we who are
+        told, not he."""
+        cdef net_engine_t *engine = self.gauge.engine
+        cdef int error
+        if self.reasons:
+            return c.NET_EWOULDBLOCK
+        wished = min(wished, self.room() - engine.insiders)
+        error = c.net_engine_take_beside(engine, wished, nonblocking, taken, where, count)
+        self.counted(count[0])
+        return error
+
+    cdef void counted(self, int taken) noexcept nogil:
+        cdef long open
+        if taken == 0:
+            return
+        self.accepted += taken
+        open = c.net_add(&self.gauge.open, taken)
+        c.net_add(&self.gauge.references, taken)
+        self.high_water = max(self.high_water, open)
+        if self.most and open >= self.most:
+            self.fill_up()
+
+    cdef bint turn(self) noexcept nogil:
+        """With the lock, which is given up meanwhile: until nobody else accepts. False where that takes long, for that
+        one may be held up; and without an engine."""
+        cdef int tries = 0
+        while self.gauge.engine != NULL and self.gauge.engine.busy:
+            if tries == YIELDS + DOZES:
+                self.gauge.engine.held_up = True
+            if self.gauge.engine.held_up:
+                return False
+            unlock(self.gauge)
+            if tries < YIELDS:
+                c.net_yield()
+            else:
+                c.net_doze()
+            tries += 1
+            lock(self.gauge)
+        return self.gauge.engine != NULL
 
     # ------------------------------------------------------------------ taking
 
@@ -617,14 +695,17 @@ cdef class Acceptor:
         return 0
 
     @cython.critical_section
-    cdef tuple borrowed(self):
-        """The listeners. Without a GIL nobody may look at them while finish() puts others in their place."""
+    cdef tuple enter_with(self):
+        """The listeners, which stay until we leave; None when closed."""
+        if self.shut:
+            return None
+        self.calls += 1
         return self.sockets
 
     cdef int share_out(self) except -1:
         """What one thread has taken is for all: the next one that sleeps, or a loop that polls, is told of the rest."""
         cdef int error
-        if not (self.calls or self.polled):
+        if not (self.waiters or self.polled):
             return 0
         if self.at_hand():
             wake(self.gauge)
@@ -648,12 +729,15 @@ cdef class Acceptor:
             if self.shut:
                 return found or None
             self.usable()
-            sockets = self.borrowed()
+            sockets = self.enter_with()
+            if sockets is None:
+                return found or None
             part = min(wished - <int>len(found), CHUNK)
             with nogil:
                 if self.greedy:
                     c.net_yield()
                 error = self.grab_locked(part, nonblocking, taken, where, &count, &obstacle)
+            self.leave()
             if count:
                 self.wrap(sockets, nonblocking, taken, where, count, found)
                 if count == part and len(found) < wished:
@@ -740,12 +824,10 @@ cdef class Acceptor:
         except Exception as problem:
             PyErr_SetObject(type(problem), problem)
             c.PyErr_WriteUnraisable(self.asked)
-        if self.shut:
-            return 0
-        if shed or seconds >= 0:
+        if (shed or seconds >= 0) and self.enter_with() is not None:
             with nogil:
-                c.net_lock(&self.gauge.lock)
-                if self.gauge.engine != NULL and self.reasons & STARVED:
+                lock(self.gauge)
+                if self.turn() and self.reasons & STARVED:
                     if shed and self.shed():
                         c.net_swap(&self.gauge.starved, 0)
                         self.settle()
@@ -753,7 +835,8 @@ cdef class Acceptor:
                         seconds = max(0.001, min(seconds, 1e6))
                         self.until = c.net_monotonic() + seconds
                         c.net_engine_timer(self.gauge.engine, <int>ceil(seconds * 1000))
-                c.net_unlock(&self.gauge.lock)
+                unlock(self.gauge)
+            self.leave()
         return 0
 
     cdef int log(self, int error) except -1:
@@ -806,11 +889,11 @@ cdef class Acceptor:
             if engine == NULL:
                 return self.at_hand()
             if self.at_hand():  # after enter(), or another thread would think that nobody has to be woken
-                self.leave()
+                self.leave_waiting()
                 return 1
             with nogil:
                 error = c.net_engine_wait(engine, milliseconds, &outcome)
-            self.leave()
+            self.leave_waiting()
             if self.at_hand():
                 return 1
             if self.ended():
@@ -832,23 +915,49 @@ cdef class Acceptor:
         if self.shut:
             return NULL
         self.calls += 1
+        self.waiters += 1
         return self.gauge.engine
 
-    @cython.critical_section
+    cdef void leave_waiting(self) noexcept:
+        self.leave_for(1)
+
     cdef void leave(self) noexcept:
+        if net_get(&self.gauge.owed):
+            self.settle_up()
+        self.leave_for(0)
+
+    @cython.critical_section
+    cdef void leave_for(self, int waiters) noexcept:
+        self.waiters -= waiters
         self.calls -= 1
         if self.shut and self.calls == 0:
             self.finish()
+
+    cdef void settle_up(self) noexcept:
+        """After accept(2) on a listener that was closed meanwhile: it waits for that."""
+        cdef int n, back
+        for n in range(self.count):
+            lock(self.gauge)
+            back = self.nodes[n].owed
+            if back and self.gauge.engine != NULL:
+                back -= self.gauge.engine.inside[n]
+            self.nodes[n].owed -= back
+            if back and self.nodes[n].owed == 0:
+                c.net_add(&self.gauge.owed, -1)
+            unlock(self.gauge)
+            while back > 0:
+                (<Socket>self.nodes[n].left).leave(False)
+                back -= 1
 
     cdef int refresh(self) noexcept:
         """After a wake-up: is a pause over?"""
         cdef int error = 0
         with nogil:
-            c.net_lock(&self.gauge.lock)
+            lock(self.gauge)
             if self.gauge.engine != NULL:
                 c.net_engine_calm(self.gauge.engine)
                 error = self.settle()
-            c.net_unlock(&self.gauge.lock)
+            unlock(self.gauge)
         return error
 
     def fileno(self):
@@ -879,23 +988,30 @@ cdef class Acceptor:
     def pause(self):
         """From now on no connection is taken: clients wait in the system's queue. accept_many() returns an empty list,
         and iteration waits; what it took in a batch before is held back, too."""
+        cdef bint busy = False
         self.usable()
-        c.net_lock(&self.gauge.lock)
+        lock(self.gauge)
         if self.gauge.engine != NULL:
             self.reasons |= BY_USER
             c.net_engine_arm(self.gauge.engine, False)
-        c.net_unlock(&self.gauge.lock)
+            busy = self.gauge.engine.busy != 0
+        unlock(self.gauge)
+        if busy:  # that one comes back first, unless he is held up
+            with nogil:
+                lock(self.gauge)
+                self.turn()
+                unlock(self.gauge)
         self.share_out()
 
     def resume(self):
         """Ends pause(), however often that was called."""
         cdef int error = 0
         self.usable()
-        c.net_lock(&self.gauge.lock)
+        lock(self.gauge)
         if self.gauge.engine != NULL and self.reasons & BY_USER:
             self.reasons &= ~BY_USER
             error = self.settle()
-        c.net_unlock(&self.gauge.lock)
+        unlock(self.gauge)
         self.share_out()
         if error:
             self.overloaded(error)
@@ -929,7 +1045,8 @@ cdef class Acceptor:
         sockets = self.sockets  # they stay until we leave
         if self.gauge.engine != NULL:
             while True:
-                self.grab_locked(CHUNK, False, taken, where, &count, &obstacle)
+                with nogil:
+                    self.grab_locked(CHUNK, False, taken, where, &count, &obstacle)
                 if count == 0:
                     break
                 self.wrap(sockets, False, taken, where, count, left)
@@ -944,29 +1061,30 @@ cdef class Acceptor:
         self.shut = True
         self.calls += 1  # our own
         if self.gauge.forks != forks():
-            self.calls = 1
-            c.net_lock_init(&self.gauge.lock)
-            c.net_engine_abandon(self.gauge.engine)
+            self.calls, self.waiters = 1, 0
+            lock(self.gauge)
+            self.abandon()
             self.gauge.engine = NULL
             self.gauge.forks = forks()
+            unlock(self.gauge)
             return True
-        c.net_lock(&self.gauge.lock)
+        lock(self.gauge)
         self.reasons |= BY_USER
         c.net_engine_stop(self.gauge.engine)
-        c.net_unlock(&self.gauge.lock)
+        unlock(self.gauge)
         return True
 
     cdef void finish(self) noexcept:
         """The last one out."""
         cdef net_engine_t *engine
-        c.net_lock(&self.gauge.lock)
+        lock(self.gauge)
         engine = self.gauge.engine
         if engine != NULL:
             self.over(FULL | STARVED)
             keep_failures(&self.failed_before, engine)
             self.name = engine.name
         self.gauge.engine = NULL
-        c.net_unlock(&self.gauge.lock)
+        unlock(self.gauge)
         if engine != NULL:
             c.net_engine_close(engine)
         self.give_back()
@@ -1002,34 +1120,40 @@ cdef class Acceptor:
         """In a child: an engine of its own."""
         cdef net_engine_t *made = NULL
         cdef gauge_t *gauge = self.gauge
-        cdef int error
+        cdef int error = 0
         cdef list left
         if gauge.forks == forks() or self.shut:
             return 0  # another thread was here
+        left, self.ready = self.ready, []  # before anybody else takes this acceptor for ours
+        lock(gauge)
         error = self.open(&made)
+        if error == 0:
+            self.abandon()
+            self.over(FULL | STARVED)
+            gauge.full = gauge.starved = 0
+            self.shared = True
+            self.calls = self.waiters = 0
+            self.use(made)
+            gauge.forks = forks()
+        unlock(gauge)
         if error:
+            self.ready = left
             return c.net_raise(error)
-        keep_failures(&self.failed_before, gauge.engine)
-        c.net_engine_abandon(gauge.engine)
-        c.net_lock_init(&gauge.lock)
-        gauge.engine = made
-        left = self.ready[:]
-        del self.ready[:]  # before anybody else takes this acceptor for ours
-        self.name = made.name
-        gauge.forks = forks()
-        self.shared = True
-        self.calls = 0
-        self.over(FULL | STARVED)
-        gauge.full = gauge.starved = 0
-        if made.left == 0:
-            gauge.ended = 1
-            c.net_engine_stop(made)
         while left:
             left.pop().close()
         error = self.refresh()
         if error:
             self.overloaded(error)
         return 0
+
+    cdef void abandon(self) noexcept:
+        """In a child, with the lock: the parent's engine. Its threads stayed behind, and so did their calls."""
+        cdef int n
+        keep_failures(&self.failed_before, self.gauge.engine)
+        c.net_engine_abandon(self.gauge.engine)
+        self.gauge.owed = 0
+        for n in range(self.count):
+            self.nodes[n].owed = 0
 
     cdef int leave_to_parent(self) except -1:
         """In a child: closes its copies of what the parent had taken for iteration."""
@@ -1048,7 +1172,7 @@ cdef class Acceptor:
         cdef int n
         if not self.shut:
             self.usable()
-        c.net_lock(&self.gauge.lock)
+        lock(self.gauge)
         failures = self.failed_before
         if self.gauge.engine != NULL:
             keep_failures(&failures, self.gauge.engine)
@@ -1057,7 +1181,7 @@ cdef class Acceptor:
             paused += c.net_monotonic() - self.since
         accepted, shedded, pauses, high = self.accepted, self.shedded, self.pauses, self.high_water
         open = c.net_get(&self.gauge.open)
-        c.net_unlock(&self.gauge.lock)
+        unlock(self.gauge)
         failed = {failures.error[n]: failures.count[n] for n in range(c.NET_FAILURES) if failures.count[n]}
         return AcceptorStats(accepted, open, high, shedded, failed, pauses, paused, self.kind())
 

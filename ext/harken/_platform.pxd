@@ -131,6 +131,7 @@ cdef extern from "platform/net.h" nogil:
     void net_lock(net_lock_t *lock)
     void net_unlock(net_lock_t *lock)
     void net_yield()
+    void net_doze()
     long net_add(long *number, long more)
     long net_get(long *number)
     long net_swap(long *number, long value)
@@ -172,7 +173,9 @@ cdef extern from "platform/engine.h" nogil:
     ctypedef struct net_engine_t:
         const char *name
         net_socket_t *listeners
-        int count, left, armed, stopped, culprit, full, room
+        int count, left, armed, stopped, culprit, full, room, busy, held_up, insiders
+        int *inside
+        net_lock_t *lock
         net_failures_t failures
     const char *net_engine_name(int index)
     int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)
@@ -186,6 +189,8 @@ cdef extern from "platform/engine.h" nogil:
     void net_engine_calm(net_engine_t *engine)
     int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
     int net_engine_take(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where, int *count)
+    int net_engine_take_beside(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where,
+                               int *count)
     int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
 
 cdef extern from "platform/paths.h" nogil:

@@ -1226,8 +1226,9 @@ cdef int shut_socket(Socket self) noexcept:
         return 0
     idle = self.idle
     if idle != NULL:
-        # A connect() to a unix socket whose queue is full is ended by nothing: it is waited for a second, no more.
-        patience = 1000000 if self.domain == c.AF_UNIX else -1
+        # Two calls are ended by nothing, and are waited for a second, no more: a connect() to a unix socket whose queue
+        # is full, and an accept() on a listener that another process has made block.
+        patience = -1 if self.transfers and self.domain != c.AF_UNIX else 1000000
         with nogil:
             c.PyThread_acquire_lock_timed(idle, patience, 0)
         with cython.critical_section(self):  # whoever released it may still be about to

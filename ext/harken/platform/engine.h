@@ -1,7 +1,7 @@
 /* How connections are taken from listeners: one contract, several engines, chosen when the program runs.
  *
  * An engine watches a fixed list of listeners, which it borrows: the caller closes them, after net_engine_remove().
- * The listeners are non-blocking; take() makes sure of it, for other processes may share them. Errors, results and
+ * The listeners are made non-blocking; take() makes sure of it, for other processes may share them. Errors, results and
  * NET_EINTR are as in net.h; nothing here touches Python or needs the GIL.
  *
  *   find     an engine by name, NULL for one that this system's build has not; NULL as the name: the best that works
@@ -31,14 +31,18 @@
  *            the first each time. Connections that died waiting are passed over and counted in `failures`, though not
  *            without end. 0 when something was taken; otherwise the error that stood in the way, NET_EWOULDBLOCK if
  *            nothing waits. For an error of a listener (closed behind our back, say) `culprit` is its index,
- *            otherwise -1. `full`: the limit ended the batch, there may be more
+ *            otherwise -1. `full`: the limit ended the batch, there may be more. While accept() is called `lock` is
+ *            given up, for the mode of a listener is shared with whoever has that listener, and may become one that
+ *            blocks at any moment
  *   wait     until there is something for take() (NET_READY), wake() (NET_WOKEN) or the time is over (NET_TIMED_OUT;
  *            negative: never, but where NET_WAIT_SLICE is positive, callers wait in slices). May say NET_READY too
  *            often, never too seldom. NET_EINTR after a signal
  *
  * Threads: any number of threads may be in wait(), and any thread may call wake(), at any time between open() and
  * close(). All other functions are called by one thread at a time (the caller has a lock), also while others are in
- * wait() and wake().
+ * wait() and wake(). While `busy` is set a thread is in take() without that lock: others may call all but take(), close()
+ * and abandon(). remove() returns at once then: that thread may still be in accept() on the handle, until `inside` of
+ * that listener is 0, and takes no other from it. Where that lasts, others may call net_engine_take_beside().
  *
  * Forks: a child calls nothing but abandon(): it closes the child's copies of what open() made, and frees the memory,
  * without any effect on the parent's engine.
@@ -78,6 +82,7 @@ typedef struct {
 } net_engine_calls_t;
 
 #define NET_ROOM_FOR_ALL INT_MAX
+enum { NET_FLIPS = 2 }; /* so often by accident */
 
 /* Stands first in what each engine makes of it. The caller reads `failures`, `culprit` and `full`, and writes `room`,
  * under its lock. */
@@ -94,6 +99,13 @@ struct net_engine {
     int full;    /* the last take() */
     int room;    /* how many the caller could take now, written before arm() and take(). An engine that takes
                     connections ahead takes no more, or one a listener. NET_ROOM_FOR_ALL, the default: as it likes */
+    net_lock_t *lock; /* the caller's, which it has in all calls but wait() and wake(). NULL: it is not given up */
+    int busy;         /* 1 + the index of the listener from which a thread accepts without the lock; 0: none does */
+    int held_up;      /* the caller's note that this lasts; 0 again with `busy` */
+    long recalled;    /* 1: that thread is to come back when it has the connection that it is at */
+    int *inside;      /* owned: for each listener, how many threads are in accept() on it without the lock */
+    int insiders;     /* all of them */
+    int flipped;      /* how often we have seen that somebody had made a listener block */
     net_failures_t failures;
 };
 
@@ -106,6 +118,13 @@ static inline void net_engine_failed(net_engine_t *engine, int error)
     engine->failures.count[n]++;
 }
 
+static inline void net_engine_free(net_engine_t *engine)
+{
+    free(engine->listeners);
+    free(engine->inside);
+    free(engine);
+}
+
 /* The common part of open() and close(). `size` is that of the engine's own struct. */
 static inline int net_engine_make(const net_engine_calls_t *calls, size_t size, const net_socket_t *listeners,
                                   int count, net_engine_t **engine)
@@ -115,25 +134,24 @@ static inline int net_engine_make(const net_engine_calls_t *calls, size_t size, 
     if (made == NULL)
         return NET_ENOMEM;
     made->listeners = (net_socket_t *)malloc((size_t)count * sizeof *listeners);
-    if (made->listeners == NULL) {
-        free(made);
+    made->inside = (int *)calloc((size_t)count, sizeof *made->inside);
+    if (made->listeners == NULL || made->inside == NULL) {
+        net_engine_free(made);
         return NET_ENOMEM;
     }
     memcpy(made->listeners, listeners, (size_t)count * sizeof *listeners);
     made->calls = calls;
     made->name = calls->name;
-    for (made->count = 0; made->count < count; made->count++)
-        made->left += listeners[made->count] != NET_INVALID;
+    for (made->count = 0; made->count < count; made->count++) {
+        if (listeners[made->count] == NET_INVALID)
+            continue;
+        made->left++;
+        (void)net_blocking(listeners[made->count], 0);
+    }
     made->culprit = -1;
     made->room = NET_ROOM_FOR_ALL;
     *engine = made;
     return 0;
-}
-
-static inline void net_engine_free(net_engine_t *engine)
-{
-    free(engine->listeners);
-    free(engine);
 }
 
 /* An error of accept(): 0 if the next connection may be well. What died is counted; `*died` bounds how often. */
@@ -151,24 +169,106 @@ static inline int net_engine_passes(net_engine_t *engine, int error, int *died)
 typedef int (*net_engine_part_t)(net_engine_t *engine, int index, int nonblocking, int want, int *died,
                                  net_socket_t *taken, int *got);
 
-/* With accept(). While full batches are taken the queue's length is not asked. */
+static inline void net_engine_go_inside(net_engine_t *engine, int index)
+{
+    engine->inside[index]++;
+    engine->insiders++;
+    if (engine->lock)
+        net_unlock(engine->lock);
+}
+
+static inline void net_engine_come_back(net_engine_t *engine, int index)
+{
+    if (engine->lock)
+        net_lock(engine->lock);
+    engine->inside[index]--;
+    engine->insiders--;
+}
+
+/* A failure comes again, from accept(). */
+static inline void net_engine_unblock(net_engine_t *engine, net_socket_t listener)
+{
+    int blocks = 0;
+    if (net_mode(listener, &blocks) == 0 && blocks) {
+        engine->flipped++;
+        (void)net_blocking(listener, 0);
+    }
+}
+
+/* Is there another one, after `got`? With accept() in vain, a listener that somebody made block would hold us up. Where
+ * the number is not known the first is mostly the only one; where more come, they mostly come in numbers, and attempts
+ * cost less than a look before each, as long as nobody changes the mode. */
+static inline int net_engine_another(const net_engine_t *engine, net_socket_t listener, long promised, int got)
+{
+    int outcome;
+    if (promised >= 0)
+        return got < promised;
+    if (got > 1 && !engine->flipped)
+        return 1;
+    return net_wait(listener, POLLIN, NULL, 0, &outcome) != 0 || outcome == NET_READY;
+}
+
+/* With accept(). */
 static inline int net_engine_part(net_engine_t *engine, int index, int nonblocking, int want, int *died,
                                   net_socket_t *taken, int *got)
 {
     net_socket_t listener = engine->listeners[index];
-    long promised = want < 2 || engine->full ? want : net_promised(listener);
-    (void)net_blocking(listener, 0); /* a failure comes again, from accept() */
-    for (*got = 0; *got < want;) {
-        int error;
-        if (!net_worth(listener, promised, *got))
-            return NET_EWOULDBLOCK;
+    long promised;
+    int error = 0;
+    *got = 0;
+    if (listener == NET_INVALID)
+        return NET_EWOULDBLOCK; /* removed since the turns were given */
+    engine->busy = index + 1;
+    net_engine_go_inside(engine, index);
+    promised = want < 2 ? -1 : net_promised(listener);
+    net_engine_unblock(engine, listener);
+    while (*got < want && error == 0) {
+        if (net_get(&engine->recalled) || !net_engine_another(engine, listener, promised, *got)) {
+            error = NET_EWOULDBLOCK;
+            break;
+        }
         error = net_accept(listener, nonblocking, NULL, NULL, &taken[*got]);
-        if (error == 0)
+        if (error == 0) {
             ++*got;
-        else if ((error = net_engine_passes(engine, error, died)) != 0)
-            return error;
+        } else {
+            if (engine->lock)
+                net_lock(engine->lock); /* and still busy */
+            error = net_engine_passes(engine, error, died);
+            if (engine->lock)
+                net_unlock(engine->lock);
+        }
     }
-    return 0;
+    net_engine_come_back(engine, index);
+    engine->busy = engine->held_up = 0;
+    return error;
+}
+
+/* For one who has the lock, too, while another thread is held up in accept(): one connection of each listener at the
+ * most. Needs nothing of what take() works on. */
+static inline int net_engine_take_beside(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken,
+                                         int *from, int *count)
+{
+    int n, outcome, error;
+    *count = 0;
+    for (n = 0; n < engine->count && *count < limit && engine->armed; n++) {
+        net_socket_t listener = engine->listeners[n];
+        if (listener == NET_INVALID)
+            continue;
+        net_engine_go_inside(engine, n);
+        error = net_wait(listener, POLLIN, NULL, 0, &outcome);
+        if (error == 0 && outcome == NET_READY) {
+            int blocks = 0;
+            if (net_mode(listener, &blocks) == 0 && blocks)
+                (void)net_blocking(listener, 0);
+            error = net_accept(listener, nonblocking, NULL, NULL, &taken[*count]);
+        } else {
+            error = NET_EWOULDBLOCK;
+        }
+        net_engine_come_back(engine, n);
+        if (error == 0)
+            from[(*count)++] = n;
+    }
+    return *count ? 0 : NET_EWOULDBLOCK;
 }
 
 /* Connections from those of the listeners that are in `ready` (indices, in the order of their turn), shared out: each
@@ -178,19 +278,23 @@ static inline int net_engine_share(net_engine_part_t take_part, net_engine_t *en
                                    int *ready, int *ready_count, net_socket_t *taken, int *from, int *count)
 {
     int error = 0, died = limit, done = 0, left = *ready_count;
+    if (engine->flipped > NET_FLIPS && take_part == net_engine_part)
+        limit = 1; /* somebody does that all the time: whoever is held up has no connection in his hand that nobody serves */
     *count = 0;
     engine->culprit = -1;
-    while (left > 0 && done < limit && error == 0) {
+    while (left > 0 && done < limit && error == 0 && !net_get(&engine->recalled)) {
         int part = (limit - done) / left, n, kept = 0;
         if (part == 0)
             part = 1;
         for (n = 0; n < left; n++) {
             int got = 0, index = ready[n], failed = 0;
-            if (done < limit && error == 0)
+            if (done < limit && error == 0 && !net_get(&engine->recalled))
                 failed = take_part(engine, index, nonblocking, part < limit - done ? part : limit - done, &died,
                                    &taken[done], &got);
             for (; got > 0; got--)
                 from[done++] = index;
+            if (engine->listeners[index] == NET_INVALID)
+                failed = NET_EWOULDBLOCK; /* removed meanwhile, so the error was no news */
             if (failed && failed != NET_EWOULDBLOCK && error == 0) {
                 error = failed;
                 if (!net_overloaded(failed) && !net_forbidden(failed) && failed != NET_EINTR)
@@ -201,7 +305,7 @@ static inline int net_engine_share(net_engine_part_t take_part, net_engine_t *en
         }
         left = kept;
     }
-    *ready_count = left;
+    *ready_count = net_get(&engine->recalled) ? 0 : left; /* whoever recalled us has changed what is watched */
     *count = done;
     engine->full = done == limit;
     return done ? 0 : error ? error : NET_EWOULDBLOCK;
@@ -325,12 +429,28 @@ static inline int net_engine_open(const char *name, const net_socket_t *listener
 
 static inline void net_engine_close(net_engine_t *engine) { engine->calls->close(engine); }
 static inline void net_engine_abandon(net_engine_t *engine) { engine->calls->abandon(engine); }
-static inline void net_engine_stop(net_engine_t *engine) { engine->calls->stop(engine); }
+static inline void net_engine_recall(net_engine_t *engine)
+{
+    if (engine->busy)
+        net_swap(&engine->recalled, 1);
+}
+static inline void net_engine_stop(net_engine_t *engine)
+{
+    net_engine_recall(engine);
+    engine->calls->stop(engine);
+}
 static inline int net_engine_arm(net_engine_t *engine, int on)
 {
-    return engine->armed == on || engine->stopped ? 0 : engine->calls->arm(engine, on);
+    if (engine->armed == on || engine->stopped)
+        return 0;
+    net_engine_recall(engine);
+    return engine->calls->arm(engine, on);
 }
-static inline void net_engine_remove(net_engine_t *engine, int index) { engine->calls->remove(engine, index); }
+static inline void net_engine_remove(net_engine_t *engine, int index)
+{
+    net_engine_recall(engine);
+    engine->calls->remove(engine, index);
+}
 static inline int net_engine_timer(net_engine_t *engine, int milliseconds)
 {
     return engine->calls->timer(engine, milliseconds);
@@ -345,6 +465,7 @@ static inline int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
 static inline int net_engine_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
                                   int *count)
 {
+    net_swap(&engine->recalled, 0);
     return engine->calls->take(engine, limit, nonblocking, taken, from, count);
 }
 static inline int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)

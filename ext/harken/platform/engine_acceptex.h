@@ -488,17 +488,22 @@ static inline int net_acceptex_round(net_acceptex_t *self, int wanted, net_socke
     return given;
 }
 
-/* Disarmed, it asks accept(), for there are no requests: those handles are inheritable for a moment. */
+/* Disarmed, it asks accept(), for there are no requests: those handles are inheritable for a moment. Both locks are kept:
+ * on Windows no other process changes the mode of our handle. */
 static inline int net_acceptex_accept(net_acceptex_t *self, int limit, net_socket_t *taken, int *from, int *count)
 {
     net_engine_t *engine = &self->base;
-    int n, found = 0;
+    net_lock_t *lock = engine->lock;
+    int n, found = 0, error;
     for (n = 0; n < engine->count; n++) {
         int index = (engine->first + n) % engine->count;
         if (engine->listeners[index] != NET_INVALID)
             self->order[found++] = index;
     }
-    return net_engine_share(net_engine_part, engine, limit, 1, self->order, &found, taken, from, count);
+    engine->lock = NULL;
+    error = net_engine_share(net_engine_part, engine, limit, 1, self->order, &found, taken, from, count);
+    engine->lock = lock;
+    return error;
 }
 
 static inline int net_acceptex_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,

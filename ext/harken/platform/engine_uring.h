@@ -447,7 +447,10 @@ static inline int net_uring_part(net_engine_t *engine, int index, int nonblockin
 {
     net_uring_t *self = (net_uring_t *)engine;
     *got = 0;
-    if (want == 1 || (!self->ends[index] && !engine->full)) /* for one, two calls either way */
+    if (engine->listeners[index] == NET_INVALID)
+        return NET_EWOULDBLOCK; /* removed since the turns were given */
+    /* For one it is two calls either way; but the request cannot wait, whatever others do to the listener. */
+    if ((want == 1 || (!self->ends[index] && !engine->full)) && !engine->flipped)
         return net_engine_part(engine, index, nonblocking, want, died, taken, got);
     while (*got < want && self->ring >= 0 && self->owed == 0) {
         int ask = want - *got < NET_URING_MOST ? want - *got : NET_URING_MOST, n, error;

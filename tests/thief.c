@@ -1,0 +1,29 @@
+/* What another process can do to a listener that it shares, at the worst moment: just before accept4(2) it makes the
+ * listener block, and takes the connection that was seen. While thief_works is set every accept4() of this process meets
+ * that. Preloaded by test_flipped.py, for Linux and glibc. */
+#if __has_include(<dlfcn.h>)
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int thief_works;
+
+int accept4(int listener, struct sockaddr *address, socklen_t *length, int flags)
+{
+    static int (*real)(int, struct sockaddr *, socklen_t *, int);
+    if (real == NULL)
+        real = (int (*)(int, struct sockaddr *, socklen_t *, int))dlsym(RTLD_NEXT, "accept4");
+    if (thief_works) {
+        int on = 1, stolen;
+        ioctl(listener, FIONBIO, &on);
+        while ((stolen = real(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+            close(stolen);
+        on = 0;
+        ioctl(listener, FIONBIO, &on);
+    }
+    return real(listener, address, length, flags);
+}
+#endif
