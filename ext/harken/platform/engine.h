@@ -185,14 +185,15 @@ static inline void net_engine_come_back(net_engine_t *engine, int index)
     engine->insiders--;
 }
 
-/* A failure comes again, from accept(). */
-static inline void net_engine_unblock(net_engine_t *engine, net_socket_t listener)
+/* Did it block? A failure comes again, from accept(). */
+static inline int net_engine_unblock(net_engine_t *engine, net_socket_t listener)
 {
     int blocks = 0;
     if (net_mode(listener, &blocks) == 0 && blocks) {
         engine->flipped++;
         (void)net_blocking(listener, 0);
     }
+    return blocks;
 }
 
 /* Is there another one, after `got`? With accept() in vain, a listener that somebody made block would hold us up. Where
@@ -221,9 +222,10 @@ static inline int net_engine_part(net_engine_t *engine, int index, int nonblocki
     engine->busy = index + 1;
     net_engine_go_inside(engine, index);
     promised = want < 2 ? -1 : net_promised(listener);
-    net_engine_unblock(engine, listener);
+    (void)net_engine_unblock(engine, listener);
     while (*got < want && error == 0) {
-        if (net_get(&engine->recalled) || !net_engine_another(engine, listener, promised, *got)) {
+        if (net_get(&engine->recalled) || !net_engine_another(engine, listener, promised, *got) ||
+            (engine->flipped && *got > 0 && net_engine_unblock(engine, listener))) {
             error = NET_EWOULDBLOCK;
             break;
         }
