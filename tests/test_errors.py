@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
@@ -292,6 +293,36 @@ def test_a_relative_path_is_told_of_wherever_the_process_has_gone(
         assert (error.cause, [holder.pid for holder in error.holders]) == ("listener", [os.getpid()])
 
 
+@linux_only
+@needs_root
+def test_a_later_listen_that_fails_names_nobody_on_another_interface() -> None:
+    program = """
+        import harken
+        def bound(interface):
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            sock.bind(("127.0.0.1", 8080))
+            return sock
+        late, rival, bystander = bound("lo"), bound("lo"), bound("va")
+        bystander.listen()
+        child = subprocess.Popen([sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[rival.fileno()])
+        child.stdout.readline()
+        rival.listen()
+        rival.close()
+        try:
+            harken.adopt(late).listen()
+        except harken.AddressInUseError as error:
+            tell(step=error.step, child=child.pid, cause=error.cause,
+                 holders=[[one.pid, one.interface, one.state] for one in error.holders])
+        child.communicate()
+    """
+    told = run(program, setup="ip link add va type veth peer name vb; ip link set va up")
+    assert (told["step"], told["cause"]) == ("listen", "inherited")
+    assert told["holders"] == [[told["child"], "lo", "listening"]]
+
+
 # ---------------------------------------------------------------------------- the call in its own way
 
 
@@ -359,6 +390,33 @@ def test_a_path_that_is_given_twice_says_so(
     assert (caught.value.cause, caught.value.holders) == ("twice", [])
     assert repr(other) in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+@linux_only
+@pytest.mark.parametrize("first", ["unix:a", "unix:./a?exclusive=0"])
+@pytest.mark.parametrize("second", ["unix:a", "unix:{0}/a?exclusive=0", "unix:link/a?exclusive=0"])
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_call_does_not_take_a_path_over_from_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, lives: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    binds = [first.format(tmp_path), second.format(tmp_path)]
+    with contextlib.ExitStack() as stack:
+        if lives:
+            old = stack.enter_context(socket.socket(socket.AF_UNIX))
+            old.bind("a")
+            old.listen()
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(*binds)
+        if lives and "?" not in first:
+            assert caught.value.cause == "listener"  # the first is refused
+        else:
+            assert (caught.value.cause, caught.value.holders) == ("twice", [])
+        if lives:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect("a")
+        assert sorted(os.listdir()) == (["a", "link"] if lives else ["link"])
 
 
 @linux_only

@@ -18,7 +18,7 @@ from harken._resolve cimport decode, found_at, found_t, free_found, locate, reso
 from harken._socket cimport Socket, backlog_of
 
 from harken._bind import KNOWN, to_open
-from harken._collision import of_call
+from harken._collision import is_given_twice, of_call
 from harken._errors import ListenError, failure
 from harken._inherit import inherit, returned
 from harken._listener import IncompleteListeners, Listener, Listeners
@@ -392,6 +392,8 @@ cdef list bind_special(
         return left_out
     if scheme == "unix":
         unix = part("_unix", bind[4])
+        if len(sockets) > 0 and is_given_twice(bind[4], sockets):
+            fail("bind", unix.shown(bind[4]), c.NET_EADDRINUSE)
         sockets.append(unix.new_listener(bind[4]))  # before it has a path, which is removed whatever comes
         try:
             unix.bind_planned(sockets[first], plan)

@@ -61,13 +61,28 @@ def _facts(
 
 
 def is_same_path(one: str, other: str) -> bool:
-    """Do two paths lead to the same file?"""
+    """Do two paths lead to the same file, or to the same place for one?"""
     if one == other or one.startswith("\0") or other.startswith("\0"):
         return one == other
+    if _place(one) == _place(other):
+        return True
     try:
         return os.path.samestat(os.lstat(one), os.lstat(other))
     except OSError:
         return False
+
+
+def _place(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def is_given_twice(path: str, sockets: list[Listener]) -> bool:
+    """Is a path asked for that a socket of the same call has, or takes over? One would take it from the other."""
+    for sock in sockets:
+        if sock.family == AF_UNIX and isinstance(address := sock.address, str) and is_same_path(path, address):
+            return True
+    return False
 
 
 def interface_of(sock: HasOptions) -> str:

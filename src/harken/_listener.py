@@ -5,7 +5,8 @@ from __future__ import annotations
 from os import fsdecode
 
 from ._bind import ANY_CID, scoped, unix_url
-from ._errors import ListenError, failure
+from ._collision import interface_of
+from ._errors import AddressInUseError, ListenError, failure
 from ._loading import Later, load
 from ._socket import Socket, carried, close_each, family_of, given_by, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
@@ -111,7 +112,10 @@ class Listener(Socket):
             address: _types.Address | str = self.address
         except OSError:
             address = f"fd://{handle}"
-        return failure(step, address, reason)
+        error = failure(step, address, reason)
+        if isinstance(error, AddressInUseError):
+            error._interface = interface_of(self)
+        return error
 
     def _must_be_open(self) -> None:
         if self.fileno() < 0:
