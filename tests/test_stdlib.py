@@ -1,0 +1,43 @@
+"""A short part of `python tests/stdlib_on_harken.py`: the interpreter's own tests, with our Socket in its place."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from stdlib_on_harken import differences, look
+
+if importlib.util.find_spec("test") is None or importlib.util.find_spec("test.test_socket") is None:
+    pytest.skip("this interpreter came without its tests", allow_module_level=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "pattern", "least"),
+    [
+        ("test_socket", "BasicTCPTest.", 10),
+        ("test_socket", "FileObjectClassTestCase", 10),
+        ("test_socket", "RecvmsgIntoTCPTest", 10),
+        ("test_socket", "SendfileUsingSendTest", 8),
+        ("test_socketserver", "TCP", 2),
+        ("test_httpservers", "BaseHTTPServerTestCase", 10),
+        ("test_ssl", "test_echo", 1),
+        ("test_ftplib", "TestFTPClass.", 30),
+    ],
+)
+def test_the_stdlibs_tests_pass(module: str, pattern: str, least: int) -> None:
+    ran, unexpected, _, passing = look(module, pattern)
+    assert unexpected == {}
+    assert passing == []
+    assert ran >= least
+
+
+def test_they_use_what_is_put_in_its_place() -> None:
+    ran, unexpected, _, _ = look("test_socket", "BasicTCPTest.", "control")
+    assert ran >= 10
+    assert len(unexpected) > 3
+    assert all("the control sends nothing" in text or "Error" in text for text in unexpected.values())
+
+
+def test_each_difference_has_a_reason() -> None:
+    assert len(differences()) > 3
+    assert all(len(reason) > 10 for _, reason in differences().values())
