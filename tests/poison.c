@@ -14,6 +14,9 @@
  *
  * io_uring's accept is done here, by accept4(), so that it is counted and fails like any other.
  *
+ * poison_hook(function) has a function called before and after each of the calls by which a path is made and removed,
+ * with the call's name and whether it is over: somebody else's turn, at each step.
+ *
  * The variables are read at each call, so a program can set them in its own environment when it is ready; and while it
  * runs, poison_count("sockets") tells one number of the report.
  */
@@ -21,6 +24,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -71,6 +75,27 @@ static int poisoned(int kind, int *code)
     }
     return 0;
 }
+
+static void (*hook)(const char *name, int after);
+
+void poison_hook(void (*function)(const char *name, int after)) { hook = function; }
+
+static void step(const char *name, int after)
+{
+    int number = errno;
+    if (hook)
+        hook(name, after);
+    errno = number;
+}
+
+/* The call in between. */
+#define STEP(name, call)                                                                                               \
+    __extension__({                                                                                                    \
+        step(name, 0);                                                                                                 \
+        __typeof__(call) came = call;                                                                                  \
+        step(name, 1);                                                                                                 \
+        came;                                                                                                          \
+    })
 
 static int born(int fd)
 {
@@ -151,7 +176,7 @@ int bind(int fd, const struct sockaddr *address, socklen_t length)
     int code;
     if (fd >= 0 && fd < 65536 && !is_socket[fd])
         return REAL(bind)(fd, address, length);
-    return poisoned(BIND, &code) ? -1 : REAL(bind)(fd, address, length);
+    return poisoned(BIND, &code) ? -1 : STEP("bind", REAL(bind)(fd, address, length));
 }
 
 int fchmod(int fd, mode_t mode)
@@ -163,32 +188,62 @@ int fchmod(int fd, mode_t mode)
 int chmod(const char *path, mode_t mode)
 {
     int code;
-    return poisoned(CHMOD, &code) ? -1 : REAL(chmod)(path, mode);
+    return poisoned(CHMOD, &code) ? -1 : STEP("chmod", REAL(chmod)(path, mode));
 }
 
 int fchmodat(int folder, const char *path, mode_t mode, int flags)
 {
     int code;
-    return poisoned(CHMOD, &code) ? -1 : REAL(fchmodat)(folder, path, mode, flags);
+    return poisoned(CHMOD, &code) ? -1 : STEP("fchmodat", REAL(fchmodat)(folder, path, mode, flags));
 }
 
 int fchownat(int folder, const char *path, uid_t owner, gid_t group, int flags)
 {
     int code;
-    return poisoned(FCHOWNAT, &code) ? -1 : REAL(fchownat)(folder, path, owner, group, flags);
+    return poisoned(FCHOWNAT, &code) ? -1 : STEP("fchownat", REAL(fchownat)(folder, path, owner, group, flags));
 }
 
 int linkat(int from, const char *old, int to, const char *new, int flags)
 {
     int code;
-    return poisoned(LINKAT, &code) ? -1 : REAL(linkat)(from, old, to, new, flags);
+    return poisoned(LINKAT, &code) ? -1 : STEP("linkat", REAL(linkat)(from, old, to, new, flags));
 }
 
 int mkdirat(int folder, const char *path, mode_t mode)
 {
     int code;
-    return poisoned(MKDIRAT, &code) ? -1 : REAL(mkdirat)(folder, path, mode);
+    return poisoned(MKDIRAT, &code) ? -1 : STEP("mkdirat", REAL(mkdirat)(folder, path, mode));
 }
+
+int connect(int fd, const struct sockaddr *address, socklen_t length)
+{
+    return address->sa_family == AF_UNIX ? STEP("connect", REAL(connect)(fd, address, length))
+                                         : REAL(connect)(fd, address, length);
+}
+
+int unlinkat(int folder, const char *path, int flags)
+{
+    return STEP("unlinkat", REAL(unlinkat)(folder, path, flags));
+}
+
+int renameat(int from, const char *old, int to, const char *new)
+{
+    return STEP("renameat", REAL(renameat)(from, old, to, new));
+}
+
+int fstatat(int folder, const char *path, struct stat *found, int flags)
+{
+    return folder == AT_FDCWD ? REAL(fstatat)(folder, path, found, flags)
+                              : STEP("fstatat", REAL(fstatat)(folder, path, found, flags));
+}
+
+#ifdef __USE_LARGEFILE64
+int fstatat64(int folder, const char *path, struct stat64 *found, int flags)
+{
+    return folder == AT_FDCWD ? REAL(fstatat64)(folder, path, found, flags)
+                              : STEP("fstatat", REAL(fstatat64)(folder, path, found, flags));
+}
+#endif
 
 int listen(int fd, int backlog)
 {
@@ -314,6 +369,8 @@ long syscall(long number, ...)
     int code;
     if (number == SYS_renameat2 && poisoned((unsigned)a[4] == 2 ? EXCHANGE : NOREPLACE, &code))
         return -1;
+    if (number == SYS_renameat2)
+        return STEP("renameat2", REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4]));
 #endif
     result = REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 #ifdef IORING_ACCEPT_MULTISHOT

@@ -31,6 +31,20 @@ def count(name):
     import ctypes
     return ctypes.CDLL(None).poison_count(name.encode())
 
+def each_step(function):
+    "Has function() called before and after each call by which a path is made and removed, but for its own; None: not."
+    import ctypes
+    def turn(name, after):
+        if not each_step.busy:
+            each_step.busy = True
+            try:
+                function()
+            finally:
+                each_step.busy = False
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int)
+    each_step.kept, each_step.busy = kind(turn) if function else kind(), False
+    ctypes.CDLL(None).poison_hook(each_step.kept)
+
 def attempt(*binds, **options):
     "Listens, and tells what came of it; `open` is how many sockets are left while the error is still in hand."
     try:

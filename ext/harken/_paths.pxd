@@ -25,8 +25,8 @@ cdef class Entry:
     ) noexcept nogil
     cdef int direct_way(self, net_address_t *address, net_length_t *length) noexcept nogil
     cdef int make_here(
-        self, net_socket_t handle, const net_address_t *address, net_length_t length, long long uid, long long gid,
-        int mode, const char **step
+        self, net_socket_t handle, const net_address_t *address, net_length_t length, int proof, long long uid,
+        long long gid, int mode, const char **step
     ) noexcept nogil
     cdef int make_beside(
         self, net_socket_t handle, long long uid, long long gid, int mode, const char **step

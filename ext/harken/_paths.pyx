@@ -7,7 +7,8 @@ back if it is alive. Nothing is removed at the path itself, where it could be an
 
 **A free path** is bound directly. Which inode the socket has, the kernel tells (sock_diag); what lies at the path after
 bind(2) may be another's. Owner and mode go to that inode, held by a descriptor, and to nothing else. Where the kernel
-does not tell, a socket with an owner or a mode is made in a private directory (0700) beside the path, and moved.
+does not tell, a socket with an owner or a mode is made in a private directory (0700) beside the path, and moved; one
+without is known by a bit in its mode, which is enough among servers that are not hostile.
 
 **A path that a dead server left.** The socket is bound in a private directory, where it is alive to whoever asks, and
 changes places with the dead one. The dead one can be had only once: who gets it has won. Who gets a living one has
@@ -45,6 +46,11 @@ cdef enum:
     HERE = 1  # at the path; nothing is beside it
     BESIDE = 2  # in the private directory, to be published
     SWAPPED = 3  # at the path; what was there is in the private directory
+
+    # How what bind(2) made is known from what another has put in its place.
+    BY_NUMBER = 0  # the kernel tells the socket's inode
+    BY_MARK = 1  # it has a bit in its mode for a moment that others' sockets have not
+    NONE = 2  # not at all: what is there right after bind(2) is taken for it
 
     TAKEN = -1  # of make_here(): no error number of any system
     TURNS = 100  # how often what has changed meanwhile is looked at again
@@ -155,7 +161,8 @@ cdef class Entry:
         self, net_socket_t handle, bint takes_over, long long uid, long long gid, int mode, const char **step
     ) noexcept nogil:
         cdef int error, answer, _
-        cdef bint private
+        cdef bint private, gives = mode >= 0 or uid >= 0 or gid >= 0
+        cdef int proof = BY_NUMBER  # how it is known again behind bind(2)
         cdef char way[64]
         cdef net_address_t address
         cdef net_length_t length = 0
@@ -167,13 +174,19 @@ cdef class Entry:
         private = self.direct_way(&address, &length) != 0
         if private and c.net_file_way(&self.folder, b"", way, sizeof(way)):
             return c.NET_ENAMETOOLONG  # nobody could connect to it, either
-        if mode >= 0 and not c.net_begins_closed(handle):
+        if c.net_file_of(handle, &inode):
+            proof = NONE
+            private = private or gives
+        if gives and c.net_file_way(&self.folder, b"", way, sizeof(way)):
             private = True
-        if mode >= 0 or uid >= 0 or gid >= 0:
-            private = private or c.net_file_of(handle, &inode) or c.net_file_way(&self.folder, b"", way, sizeof(way))
+        if mode >= 0 and not c.net_begins_with(handle, 0):
+            private = True
+        if proof == NONE and not private and c.net_file_way(&self.folder, b"", way, sizeof(way)) == 0:
+            if c.net_begins_with(handle, 0o777 | c.NET_MARKED):
+                proof = BY_MARK
         for _ in range(TURNS):
             if self.place == NOWHERE and not private:
-                error = self.make_here(handle, &address, length, uid, gid, mode, step)
+                error = self.make_here(handle, &address, length, proof, uid, gid, mode, step)
                 if error != TAKEN:
                     return error
             error = c.net_file_look(&self.folder, self.name, &there)
@@ -196,6 +209,8 @@ cdef class Entry:
             elif not private and self.place == NOWHERE:
                 continue
             if self.place == NOWHERE:
+                if proof == BY_MARK:
+                    c.net_begins_with(handle, 0o777)  # as every socket does
                 error = self.make_beside(handle, uid, gid, mode, step)
                 if error:
                     return error
@@ -226,12 +241,11 @@ cdef class Entry:
         return c.net_file_way(&self.folder, self.name, way, sizeof(way)) or c.net_path_put(way, address, length)
 
     cdef int make_here(
-        self, net_socket_t handle, const net_address_t *address, net_length_t length, long long uid, long long gid,
-        int mode, const char **step
+        self, net_socket_t handle, const net_address_t *address, net_length_t length, int proof, long long uid,
+        long long gid, int mode, const char **step
     ) noexcept nogil:
         """At the path itself. TAKEN where something is."""
         cdef net_file_t there
-        cdef unsigned long long inode
         cdef bint gives = mode >= 0 or uid >= 0 or gid >= 0
         cdef int error
         if c.bind(handle, &address[0].any, length) != 0:
@@ -239,11 +253,13 @@ cdef class Entry:
             return TAKEN if error == c.NET_EADDRINUSE else error
         self.place = HERE
         error = c.net_file_look(&self.folder, self.name, &there)
-        if c.net_file_of(handle, &inode) or <unsigned int>there.inode == <unsigned int>inode:
-            if there.kind == c.NET_A_SOCKET:
-                self.ours = there
+        if there.kind == c.NET_A_SOCKET and is_proven(handle, proof, &there):
+            self.ours = there
         if self.ours.kind == c.NET_NOTHING and (gives or there.kind == c.NET_SOMETHING):
             return error or (c.NET_EEXIST if there.kind == c.NET_SOMETHING else c.NET_EADDRINUSE)
+        if proof == BY_MARK and self.ours.kind != c.NET_NOTHING:
+            c.net_file_give(&self.folder, self.name, &self.ours, -1, -1, there.mode & ~c.NET_MARKED, step)
+            step[0] = b"bind"
         if not gives:
             return 0  # replaced already, maybe, by a server that looks at nothing: it is not ours to remove
         error = c.net_file_give(&self.folder, self.name, &self.ours, uid, gid, mode, step)
@@ -298,7 +314,7 @@ cdef class Entry:
         """Changes places with the socket at the path: a dead one, which is removed, or a living one, which is kept."""
         cdef net_file_t there
         cdef int answer = c.NET_SOMEBODY, error
-        error = c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name)
+        error = c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name, True)
         if error:
             return error
         self.place = SWAPPED
@@ -326,22 +342,24 @@ cdef class Entry:
                 if c.net_file_move(&self.beside, self.inner, &self.folder, self.name) == 0:
                     break
             elif c.net_same_file(&here, &self.ours):
-                if c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name) != 0:
-                    break
+                if c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name, False) != 0:
+                    continue
                 if c.net_file_look(&self.beside, self.inner, &there) == 0 and c.net_same_file(&there, &self.ours):
                     continue
                 # Between the look and the step somebody has put his own over ours: as if it had not been.
-                c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name)
+                c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name, True)
             elif c.net_file_links(self.held) == 0:
                 break  # who has removed ours from there would have removed what was there
             elif c.net_file_knock(&self.beside, self.inner, &answer) == 0 and answer == c.NET_NOBODY:
                 break  # nobody misses it by now
             if turn == PATIENCE - 1:  # a process was killed, or stopped, in the middle of the same steps
-                c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name)
+                c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name, True)
             c.net_pause(turn > 0)
-        # Not what is no socket, however it came there; it is found in the directory that stays then.
+        # Not what is no socket, however it came there, nor what cannot be brought back, as when the file system has
+        # become read-only: that is found in the directory, which stays then.
         if c.net_file_look(&self.beside, self.inner, &there) == 0 and there.kind == c.NET_A_SOCKET:
-            c.net_file_remove(&self.beside, self.inner)
+            if c.net_file_look(&self.folder, self.name, &here) == 0 and not c.net_same_file(&here, &self.ours):
+                c.net_file_remove(&self.beside, self.inner)
         self.leave_beside()
         self.place = NOWHERE
 
@@ -371,7 +389,7 @@ cdef class Entry:
             return
         if c.net_file_look(&self.folder, self.name, &there) != 0 or not c.net_same_file(&there, &self.ours):
             return
-        if c.net_file_move(&self.folder, self.name, &self.folder, self.token) != 0:
+        if c.net_file_replace(&self.folder, self.name, &self.folder, self.token) != 0:
             return
         if c.net_file_look(&self.folder, self.token, &there) == 0 and not c.net_same_file(&there, &self.ours):
             # In that moment a server has replaced ours. It gets its path back, also from one that found it missing.
@@ -379,7 +397,7 @@ cdef class Entry:
                 return
             if there.kind == c.NET_A_SOCKET and c.net_file_knock(&self.folder, self.token, &answer) == 0:
                 if answer != c.NET_NOBODY:
-                    c.net_file_exchange(&self.folder, self.token, &self.folder, self.name)
+                    c.net_file_exchange(&self.folder, self.token, &self.folder, self.name, True)
         c.net_file_remove(&self.folder, self.token)
 
     cdef void leave_beside(self) noexcept nogil:
@@ -401,6 +419,14 @@ cdef class Entry:
         self.held = -1
         c.net_folder_close(&self.beside)
         c.net_folder_close(&self.folder)
+
+
+cdef bint is_proven(net_socket_t handle, int proof, const net_file_t *there) noexcept nogil:
+    """Is this what the socket was bound to?"""
+    cdef unsigned long long inode
+    if proof == BY_NUMBER:
+        return c.net_file_of(handle, &inode) == 0 and <unsigned int>there.inode == <unsigned int>inode
+    return proof == NONE or (there.mode & c.NET_MARKED) != 0
 
 
 cdef int put_joined(

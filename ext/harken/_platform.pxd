@@ -201,8 +201,9 @@ cdef extern from "platform/paths.h" nogil:
     ctypedef struct net_folder_t:
         int handle
         const char *text
+    const int NET_MARKED
     ctypedef struct net_file_t:
-        int kind
+        int kind, mode
         unsigned long long device, inode
     bint net_same_file(const net_file_t *one, const net_file_t *other)
     int net_path_put(const char *path, net_address_t *address, net_length_t *length)
@@ -212,7 +213,10 @@ cdef extern from "platform/paths.h" nogil:
     int net_folder_remove(const net_folder_t *folder, const char *name)
     int net_file_look(const net_folder_t *folder, const char *name, net_file_t *file)
     int net_file_move(const net_folder_t *source, const char *name, const net_folder_t *to, const char *other)
-    int net_file_exchange(const net_folder_t *source, const char *name, const net_folder_t *to, const char *other)
+    int net_file_replace(const net_folder_t *source, const char *name, const net_folder_t *to, const char *other)
+    int net_file_exchange(
+        const net_folder_t *source, const char *name, const net_folder_t *to, const char *other, bint missed
+    )
     int net_file_remove(const net_folder_t *folder, const char *name)
     int net_file_give(
         const net_folder_t *folder, const char *name, const net_file_t *whose, long long uid, long long gid, int mode,
@@ -223,7 +227,7 @@ cdef extern from "platform/paths.h" nogil:
     long net_file_links(int held)
     void net_file_release(int held)
     int net_file_of(net_socket_t s, unsigned long long *inode)
-    bint net_begins_closed(net_socket_t s)
+    bint net_begins_with(net_socket_t s, int mode)
     int net_file_way(const net_folder_t *folder, const char *name, char *path, size_t size)
     void net_pause(int milliseconds)
 

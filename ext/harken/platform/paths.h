@@ -6,7 +6,9 @@
  *   net_folder_private          makes one in it that no other user can enter, or reach into
  *   net_folder_remove           removes an empty one
  *   net_file_look               what has this name; a symbolic link is not followed. Nothing is no error
- *   net_file_move               gives it another name, unless something has that: one atomic step, or link and unlink
+ *   net_file_move               gives it another name, unless something has that: one atomic step, or link and unlink,
+ *                               by which it must be ours alone
+ *   net_file_replace            gives it another name, which is ours alone: always one step
  *   net_file_exchange           two names change places: one atomic step where the system and the file system have it,
  *                               else by hand, with the second name missing for a moment
  *   net_file_remove             removes a name
@@ -14,7 +16,7 @@
  *   net_file_knock              does a process have the socket of this name?
  *   net_file_hold, net_file_links  how many names has what had this name once? Where the system has a way to hold it
  *   net_file_of                 which inode is a socket bound to? Where the system tells
- *   net_begins_closed           from now on bind() makes a path with no permissions, where sockets have a mode
+ *   net_begins_with             from now on bind() makes a path with this mode, where sockets have one, less the umask
  *   net_file_way                a path to a name in a folder that is short, where there is one
  *   net_path_put                a path as an address
  *   net_pause                   milliseconds
@@ -27,11 +29,12 @@
 enum { NET_NOTHING, NET_A_SOCKET, NET_SOMETHING };
 
 typedef struct {
-    int kind;
+    int kind, mode; /* the mode with its sticky bit */
     unsigned long long device, inode;
 } net_file_t;
 
 /* What net_file_knock says. Nobody: a server that ended has left it. Forbidden: it may not be asked. */
+#define NET_MARKED 01000 /* a bit of the mode that no other server's socket has */
 enum { NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN };
 
 static inline int net_path_put(const char *path, net_address_t *address, net_length_t *length);
@@ -62,19 +65,19 @@ static inline int net_path_put(const char *path, net_address_t *address, net_len
 
 #define NET_ASIDE ".harken-aside"
 
-/* Where the two cannot change places in one step. The folder `from` is ours alone, so that its names are free. What is
- * at the second name is never lost: it is put back when ours cannot get there. */
+/* Where the two cannot change places in one step. The folder `from` is ours alone, so that its names are free. What was
+ * at the second name is put back when the first cannot get there: unless it is not `missed`, or dead. */
 static inline int net_exchange_by_hand(const net_folder_t *from, const char *name, const net_folder_t *to,
-                                       const char *other)
+                                       const char *other, int missed)
 {
-    int lives = NET_SOMEBODY, error = net_file_move(to, other, from, NET_ASIDE);
+    int lives = NET_SOMEBODY, error = net_file_replace(to, other, from, NET_ASIDE);
     if (error)
         return error;
     error = net_file_move(from, name, to, other);
     if (error == 0)
         return net_file_move(from, NET_ASIDE, from, name);
     /* It came between us and a name that was missing for a moment. Of the two that live, the first has it. */
-    if (net_file_knock(from, NET_ASIDE, &lives) == 0 && lives == NET_NOBODY)
+    if (!missed || (net_file_knock(from, NET_ASIDE, &lives) == 0 && lives == NET_NOBODY))
         net_file_remove(from, NET_ASIDE);
     else
         net_file_replace(from, NET_ASIDE, to, other);
@@ -82,10 +85,10 @@ static inline int net_exchange_by_hand(const net_folder_t *from, const char *nam
 }
 
 static inline int net_file_exchange(const net_folder_t *from, const char *name, const net_folder_t *to,
-                                    const char *other)
+                                    const char *other, int missed)
 {
     int error = net_exchange(from, name, to, other);
-    return error == NET_ENOTSUP ? net_exchange_by_hand(from, name, to, other) : error;
+    return error == NET_ENOTSUP ? net_exchange_by_hand(from, name, to, other, missed) : error;
 }
 
 #endif

@@ -71,6 +71,7 @@ static inline int net_folder_private(const net_folder_t *folder, const char *nam
 static inline void net_file_fill(net_file_t *file, const struct stat *it)
 {
     file->kind = S_ISSOCK(it->st_mode) ? NET_A_SOCKET : NET_SOMETHING;
+    file->mode = (int)(it->st_mode & 01777);
     file->device = (unsigned long long)it->st_dev;
     file->inode = (unsigned long long)it->st_ino;
 }
@@ -228,9 +229,9 @@ static inline int net_file_of(net_socket_t s, unsigned long long *inode)
 #endif
 }
 
-static inline int net_begins_closed(net_socket_t s)
+static inline int net_begins_with(net_socket_t s, int mode)
 {
-    return fchmod(s, 0) == 0; /* Linux; others have no mode on sockets, and say EINVAL */
+    return fchmod(s, (mode_t)mode) == 0; /* Linux; others have no mode on sockets, and say EINVAL */
 }
 
 /* Owner first: the mode opens it for the group that it is meant for. -1 leaves a thing as it is. Without `whose` the

@@ -165,9 +165,9 @@ static inline int net_file_of(net_socket_t s, unsigned long long *inode)
     return NET_ENOTSUP;
 }
 
-static inline int net_begins_closed(net_socket_t s)
+static inline int net_begins_with(net_socket_t s, int mode)
 {
-    (void)s;
+    (void)s, (void)mode;
     return 0;
 }
 
