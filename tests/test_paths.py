@@ -805,9 +805,11 @@ class TestSignals:
     def test_what_is_settled_too_soon_is_lost(self, path: str) -> None:
         """The negative control: a handler may run when the call has returned, and before its result is stored."""
         too_soon = "harken._paths.settle_soon = lambda entries: [entry.settle() for entry in entries]"
-        assert any(self.storm(path, "takeover", 300, too_soon)["lost"] for _ in range(10))
+        assert any(self.storm(path, "takeover", 200, too_soon, 0.7, 1.4)["lost"] for _ in range(10))
 
-    def storm(self, path: str, operation: str, interrupts: int, first: str = "") -> dict[str, int]:
+    def storm(
+        self, path: str, operation: str, interrupts: int, first: str = "", since: float = 0, until: float = 1
+    ) -> dict[str, int]:
         program = SIGNALS.replace("{path!r}", repr(path)) + textwrap.dedent(f"""
         import random, time
         {first}
@@ -833,7 +835,7 @@ class TestSignals:
                 break
             listeners = None
             try:
-                signal.setitimer(signal.ITIMER_REAL, max(random.random() * usual, 1e-6))
+                signal.setitimer(signal.ITIMER_REAL, max(random.uniform({since}, {until}) * usual, 1e-6))
                 listeners = {operation}()
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except Alarm:
