@@ -469,6 +469,8 @@ def test_every_option_stands_in_the_signature_with_its_type(function: Callable[.
         ("start_server", "use_port", "reuse_port"),
         ("create_server", "keep_idle", "keepalive_idle"),
         ("create_server", "nothing_like_it", None),
+        ("start_server", "bogus", None),
+        ("start_server", "reuse", "reuse_port"),
     ],
 )
 def test_a_name_that_is_mistyped_is_told_with_the_one_that_was_meant(function: str, name: str, near: Any) -> None:

@@ -30,7 +30,10 @@ UNFILLED = "has not been replaced by its value"
 
 # What is written, what is told, and the form that is to be written instead, which is a bind.
 TABLE = [
-    (":80,:443", "several binds are arguments of their own, as in listen(':80', ':443')", None),
+    (":80,:443", "are arguments of their own, as in listen(':80', ':443'), on the command line :80 :443", None),
+    (":80,localhost", "arguments of their own, and 'localhost' is none: at the end: the port is missing", None),
+    (":80,0x50", "arguments of their own, and '0x50' is none: a port is written in decimal digits: write 80", None),
+    ("127.0.0.1:0,::1", "arguments of their own, and '::1' is none: character 1: an IPv6 address stands in", None),
     (":80 :443", "several binds are arguments of their own, as in listen(':80', ':443')", None),
     ("unix:/a,:80", None, None),  # a path of that name
     ("[::]:80;0.0.0.0:80", "as in listen('[::]:80', '0.0.0.0:80')", None),

@@ -178,6 +178,8 @@ def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequen
         return f"\0{bind[1:]}"
     hosts: Sequence[_Inet]
     if isinstance(bind, tuple) and not isinstance(bind, Bind):
+        if not (2 <= len(bind) <= 4 and isinstance(bind[0] or "", str) and isinstance(bind[1], (int, str))):
+            raise TypeError(f"an address is (host, port), as Listener.address has it, and not {bind!r:.200}")
         hosts = [bind] if _packed(bind[0]) else _resolved(bind[0] or "0.0.0.0", bind[1])
         last = None
     else:

@@ -68,6 +68,14 @@ def _reads(text: str) -> bool:
     return True
 
 
+def _why_not(text: str) -> str:
+    try:
+        _bind.Bind(text)
+    except ValueError as error:
+        return str(error).rpartition(f"{text!r}")[2].lstrip(":, ")
+    return ""
+
+
 def _write(*forms: str, why: str = "") -> str:
     """The first of the forms that is one."""
     for form in forms:
@@ -124,9 +132,14 @@ def _several(text: str) -> str:
         return f"a port has digits only: write {''.join(parts)}"
     if len(parts) == 2 and re.fullmatch(r"[^:]+|\[.*\]", parts[0]) and parts[1].isdigit():
         return _write(":".join(parts), why="host and port have a colon between them")
-    if all(_reads(part) for part in parts[:8]):
+    good = [_reads(part) for part in parts[:8]]
+    if all(good):
         shown = ", ".join(map(repr, parts[:8])) + (", ..." if len(parts) > 8 else "")
-        return f"several binds are arguments of their own, as in listen({shown})"
+        line = " ".join(parts[:8]) + (" ..." if len(parts) > 8 else "")
+        return f"several binds are arguments of their own, as in listen({shown}), on the command line {line}"
+    if any(good) and not re.search(r"\s", text):
+        wrong = parts[good.index(False)]
+        return f"several binds are arguments of their own, and {wrong!r} is none: {_why_not(wrong)}"
     if _reads(parts[0]) and re.search(r"\s", text):
         return f"behind {parts[0]} stands {' '.join(parts[1:])!r}: options are written {parts[0]}?backlog=64&nodelay=0"
     return ""
@@ -298,5 +311,5 @@ def _marks(text: str) -> str:
 
 
 _RULES = (
-    _unfilled, _nobody, _several, _docker, _schemes, _haproxy, _colons, _paths, _numbers, _marks,
+    _unfilled, _nobody, _colons, _several, _docker, _schemes, _haproxy, _paths, _numbers, _marks,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from errno import EOPNOTSUPP
@@ -455,13 +455,14 @@ def _meant(name: str) -> str:
     return f"; did you mean {near!r}?" if near else f": they are {', '.join(_CHECKS)}"
 
 
-def nearest(name: str) -> str:
-    """The option, or the keyword of asyncio's servers, that a name is likely to stand for; empty where none is near."""
+def nearest(name: str, among: Iterable[str] = ()) -> str:
+    """The one of the names, else of the options and what asyncio's servers take, that an unknown name is likely to
+    stand for; empty where none is near."""
     flat = _flat(name)
-    known = {_flat(one): one for one in (*_CHECKS, *_ASYNCIO) if one != "configure"}
+    known = {_flat(one): one for one in among or (*_CHECKS, *_ASYNCIO) if one != "configure"}
     for one in (flat, flat.removeprefix("so"), flat.removeprefix("tcp"), flat.removeprefix("ip")):
-        if one in _ALIASES or one in known:
-            return _ALIASES.get(one) or known[one]
+        if one in known or _ALIASES.get(one) in known.values():
+            return known.get(one) or _ALIASES[one]
     if len(flat) > _FAR:
         return ""
     # A part of a name, or a name with more around it, as tcp_keepidle.

@@ -26,7 +26,6 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Never, Self, TypeVar
 
@@ -39,7 +38,7 @@ from ._inherit import adopt
 from ._listen import bind
 from ._listener import Listener, Listeners
 from ._loading import PARTS, idna, load
-from ._options import Options
+from ._options import Options, nearest
 from ._socket import Socket, describe, let_go, queue_of, state_of
 from ._system import AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._transport import way
@@ -301,9 +300,9 @@ async def _create(protocol_factory: Callable[[], asyncio.BaseProtocol], given: d
 def _refuse(unknown: dict[str, Any], function: Callable[..., object], called: str) -> None:
     """Names that the function does not have, which a type checker finds too: their type is Never."""
     for name in unknown:
-        near = get_close_matches(name, function.__kwdefaults__ or (), 1, 0.5)
+        near = nearest(name, function.__kwdefaults__ or ())
         raise TypeError(
-            f"{called} got an unexpected keyword argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            f"{called} got an unexpected keyword argument {name!r}" + (f"; did you mean {near!r}?" if near else "")
         )
 
 
