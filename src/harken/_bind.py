@@ -415,9 +415,9 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int | None, int]:
     if host in ("", "*"):
         return None, None, colon + 1
     if ":" in host:
-        right = "[::1]:8080"
-        if _is_ipv6(host):
-            right = f"[{host}]:{text[colon + 1 : end]}"
+        right, port = "[::1]:8080", text[colon + 1 : end]
+        if _is_ipv6(host) and (_is_number(port) or port[:1].isalpha()):
+            right = f"[{host}]:{_short(port)}"
         elif _is_ipv6(text[at:end]):
             right = f"[{text[at:end]}]:8080"
         _refuse(text, at, f"an IPv6 address stands in brackets, as in {right}")
@@ -471,6 +471,9 @@ def _can_be_resolved(text: str, at: int, host: str) -> None:
         _refuse(text, at, "no part of a host name is longer than 63 characters")
     if sum(map(len, labels)) + len(labels) > 255:  # with the dots, of which one may be the last
         _refuse(text, at, "no host name is longer than 253 characters")
+    plain = b".".join(labels).decode("ascii")
+    if plain != host and _ends_in_a_number(plain):  # 127.0.0.1 with other digits or dots
+        _refuse(text, at, f"{_short(host)!r} only looks like an address, which would be {plain}")
 
 
 _NO_VALUE = frozenset(("None", "null", "undefined"))  # a variable without a value, written out

@@ -86,7 +86,7 @@ def _write(*forms: str, why: str = "") -> str:
 
 # ---------------------------------------------------------------------------- what was to be filled in
 
-_UNFILLED = re.compile(r"\$\{[^}]*\}?|\$\([^)]*\)?|\$\w+|%[A-Za-z_]\w*%|\{\{.*?\}\}|\{[^}]*\}|<[\w -]+>")
+_UNFILLED = re.compile(r"\$\{[^}]*\}?|\$\([^)]*\)*|\$\w+|%[sdri](?!\w)|%[A-Za-z_]\w*%|\{\{.*?\}\}|\{[^}]*\}|<[\w -]+>")
 _NOBODY = r"None|null|undefined|nil|nan|NaN|True|False|true|false"
 
 
@@ -103,6 +103,8 @@ def _unfilled(text: str) -> str:
         )
     if name.startswith(("{{", "<")):
         return f"{name} has not been replaced by its value"
+    if len(name) == 2 and name[0] == "%":
+        return f"{name} has not been replaced by its value: are the values missing, behind a % or in format()?"
     if name.startswith("%"):
         return f"{name} has not been replaced by its value: Windows' command line does that, and no other shell"
     return f"{name} has not been replaced by its value: is the f missing in front of the string?"
@@ -125,9 +127,15 @@ def _nobody(text: str) -> str:
 def _several(text: str) -> str:
     if text.startswith(("unix:", "systemd:")) or "?" in text:
         return ""
-    parts = [part for part in re.split(r"[,;\s]+", text) if part]
+    parts = [part for part in re.split(r"[,;|\s]+", text) if part]
     if len(parts) < 2:
-        return ""
+        return _write(*parts, why="there is a comma too many") if parts and parts[0] != text else ""
+    close = re.sub(r"\s*:\s*", ":", text)
+    if close != text and _reads(close):
+        return _write(close, why="there is white space in it")
+    found = re.fullmatch(r"-{1,2}[a-z-]+[= ](.+)", text)
+    if found:
+        return _write(found[1], why="that is an option of a command line, and a bind is its value")
     if re.fullmatch(r"\d{1,2}[, ]\d{3}", text):
         return f"a port has digits only: write {''.join(parts)}"
     if len(parts) == 2 and re.fullmatch(r"[^:]+|\[.*\]", parts[0]) and parts[1].isdigit():
@@ -193,6 +201,26 @@ def _schemes(text: str) -> str:
         place, f"{place}:{_PORTS.get(scheme, 8080)}", f"[{place}]:{_PORTS.get(scheme, 8080)}",
         why=f"a bind says nothing about the protocol above TCP{tls}",
     )  # fmt: skip
+
+
+def _urls(text: str) -> str:
+    """What a URL has, without its scheme."""
+    found = re.fullmatch(r"([^/#]*:\d+)[/#].*", text)
+    if found and "://" not in text:
+        return _write(found[1], why="a bind has no path")
+    found = re.fullmatch(r"\[([^]:]*)\]:(.*)", text)
+    if found:
+        return _write(f"{found[1]}:{found[2]}", why="only an IPv6 address stands in brackets")
+    found = re.fullmatch(r"\[([^]]*)\](%[^:]+):(.*)", text)
+    if found:
+        return _write(f"[{found[1]}{found[2]}]:{found[3]}", why="the scope stands in the brackets")
+    found = re.fullmatch(r"(?:-{0,2})(?:port|bind|listen|address|addr)=(.+)", text)
+    if found:
+        return _write(found[1], why="a bind is the value alone")
+    if text.startswith("+:"):
+        return _write(f"*{text[1:]}", why="every address is *")
+    found = re.fullmatch(r"(.*)\\[nrt]+", text)
+    return _write(found[1], why="behind it stands a backslash") if found else ""
 
 
 def _haproxy(text: str) -> str:
@@ -263,6 +291,11 @@ def _paths(text: str) -> str:
             else f"a shell replaces ~, and here nobody does: a file of that name is written unix:./{path}"
         )
     place = path.partition("?")[0]
+    found = re.fullmatch(r"unix/+(.+)|(/.+):\d+", place)
+    if found and text is path:
+        return _write(
+            f"unix:/{found[1]}" if found[1] else f"unix:{found[2]}", why="a unix socket is a path, without a port"
+        )
     found = re.fullmatch(r"([^/:]+)/(\d+)", place)
     if found:
         return _write(f"{found[1]}:{found[2]}", why="host and port have a colon between them")
@@ -311,5 +344,5 @@ def _marks(text: str) -> str:
 
 
 _RULES = (
-    _unfilled, _nobody, _colons, _several, _docker, _schemes, _haproxy, _paths, _numbers, _marks,
+    _unfilled, _nobody, _colons, _several, _docker, _schemes, _urls, _haproxy, _paths, _numbers, _marks,
 )  # fmt: skip
