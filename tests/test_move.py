@@ -299,6 +299,7 @@ with listeners.acceptor() as acceptor:
             for connection in acceptor:
                 connection.close()
                 break
+del acceptor, connection  # the hook keeps this module until Python has ended
 made = listeners.sockets()
 print([one.fileno() for one in made] == handles, [one.fileno() for one in listeners])
 for one in made:

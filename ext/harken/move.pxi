@@ -210,21 +210,43 @@ def move(Socket sock not None, made, timeout):
     return made
 
 
+def to_send(send, tuple what, tuple more):
+    """What a ListeningSocket is pickled as. multiprocessing keeps what it sends until somebody has received it: nothing
+    may come between."""
+    return received, (send(*what), *more)
+
+
 def received(sent, int family, int kind, int proto, wished, at_accept):
     """In the worker: what a ListeningSocket sent to it."""
-    room_for = load("harken._handover").room_for
     cdef Socket holder = <Socket>c.object_of(Socket)
-    holder.wished, holder.at_accept = wished, at_accept
-    made = room_for(holder)
     handle = sent.detach()
     if not isinstance(handle, int):
         handle = handle.detach()  # on Windows it is a socket
     holder.handle = handle
     holder.domain, holder.kind, holder.proto = family, kind, proto
+    holder.wished, holder.at_accept = wished, at_accept
     try:
+        made = load("harken._handover").room_for(holder)
         move_each((holder,), [made], [None], BY_TO_SOCKET, False)
     except BaseException:
         holder.end()  # nobody else has it
+        raise
+    return made
+
+
+def duplicate(handle, tuple kind, timeout, made):
+    """A second handle of the same socket, in ``made``: dup(2), on Windows WSADuplicateSocketW()."""
+    cdef Socket holder = <Socket>c.object_of(Socket)
+    cdef net_socket_t number = c.NET_INVALID if handle < 0 else handle
+    cdef int error
+    holder.domain, holder.kind, holder.proto = kind
+    error = c.net_duplicate(number, &holder.handle)
+    if error:
+        c.net_raise(error)
+    try:
+        move_each((holder,), [made], [timeout], BY_TO_SOCKET, False)
+    except BaseException:
+        holder.end()
         raise
     return made
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ._socket import Socket, carried, describe, empty, listen_on, received
+from ._socket import Socket, carried, describe, duplicate, empty, listen_on, to_send
 from ._stats import queue
 
 if TYPE_CHECKING:
@@ -61,26 +61,28 @@ class ListeningSocket(socket.socket):
 
     def dup(self) -> ListeningSocket:
         """A second one for the same socket: dup(2)."""
-        twin = super().dup()
-        twin._wished, twin._at_accept = self._wished, self._at_accept
-        return twin
+        twin = empty(ListeningSocket)
+        twin._wished, twin._at_accept, twin._entry = self._wished, self._at_accept, None
+        return duplicate(self.fileno(), (self.family, self.type, self.proto), self.gettimeout(), twin)
 
     def close(self) -> None:
         """close(2); the path of a unix socket goes first."""
-        entry, self._entry = self._entry, None
-        if entry is not None and self.fileno() >= 0:
-            entry.remove()
+        if self._entry is not None and self.fileno() >= 0:
+            self._entry.remove()
+        self._entry = None  # now: a close() that was interrupted can be called again
         super().close()
 
     def __reduce__(self) -> tuple[object, ...]:
         # multiprocessing sends handles like this; a registration with its pickler would cost its import.
         from multiprocessing import reduction, resource_sharer
 
-        if dup := getattr(reduction, "DupFd", None):
-            sent: object = dup(self.fileno())
+        send: Callable[..., object]
+        what: tuple[object, ...]
+        if hasattr(reduction, "DupFd"):
+            send, what = reduction.DupFd, (self.fileno(),)
         else:  # Windows
-            sent = resource_sharer.DupSocket(self)  # type: ignore[attr-defined,unused-ignore]
-        return received, (sent, self.family, self.type, self.proto, self._wished, self._at_accept)
+            send, what = resource_sharer.DupSocket, (self,)  # type: ignore[attr-defined,unused-ignore]
+        return to_send(send, what, (self.family, self.type, self.proto, self._wished, self._at_accept))
 
 
 ListeningSocket.__module__ = "harken"

@@ -195,16 +195,16 @@ def _is_datagram(fd: int) -> bool:
 def _receive() -> None:
     """Takes what the environment announces, once; after an error that stays, and the next call says the same."""
     announced = _announced()
-    if not announced:
-        return
-    # First noted: from the next line on it is close-on-exec, and does not look as if it had been passed.
-    _passed[:] = announced
-    for _, fd in announced:
-        try:
-            os.set_inheritable(fd, False)
-        except OSError as error:
-            failed("from_systemd", f"fd://{fd}", error)
-    for variable in ("LISTEN_PIDFDID", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_FDS"):
+    if announced:
+        # First noted: from the next line on it is close-on-exec, and does not look as if it had been passed.
+        _passed[:] = announced
+        for _, fd in announced:
+            try:
+                os.set_inheritable(fd, False)
+            except OSError as error:
+                failed("from_systemd", f"fd://{fd}", error)
+    # LISTEN_FDS first: an interruption leaves either all of them, or none that is read again.
+    for variable in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES"):
         os.environ.pop(variable, None)
 
 
