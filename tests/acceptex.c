@@ -14,6 +14,8 @@ static int socket_error, update_error, request_error, requests_to_fail;
 static int updates;    /* sockets that were given what getpeername() and its like need; Wine does not need it */
 static SOCKET updated; /* the listener of the last one */
 static LPFN_ACCEPTEX real_accept_ex;
+static SOCKET renewed; /* before a request of this listener is made, `meanwhile` is called, once */
+static void (*meanwhile)(void);
 
 static SOCKET WSAAPI fake_socket(int family, int type, int proto, LPWSAPROTOCOL_INFOW info, GROUP group, DWORD flags)
 {
@@ -47,6 +49,11 @@ static BOOL PASCAL fake_accept_ex(SOCKET listener, SOCKET s, PVOID buffer, DWORD
         requests_to_fail--;
         WSASetLastError(request_error);
         return FALSE;
+    }
+    if (meanwhile && listener == renewed) {
+        void (*once)(void) = meanwhile;
+        meanwhile = NULL;
+        once();
     }
     return real_accept_ex(listener, s, buffer, data, local, remote, received, overlapped);
 }
@@ -291,6 +298,79 @@ static void a_listener_that_is_closed_behind_its_back(int with_a_copy)
         CHECK(net_close(copy) == 0);
 }
 
+static net_socket_t other, client_of_first;
+
+static int connects(net_socket_t to, net_socket_t *client)
+{
+    net_address_t at;
+    net_length_t length = sizeof at;
+    int error, outcome;
+    CHECK(getsockname(to, &at.any, &length) == 0);
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, client) == 0);
+    error = net_connect(*client, &at.any, length);
+    CHECK(error == 0 || error == NET_EINPROGRESS);
+    return net_wait(*client, POLLOUT, NULL, SOON, &outcome) == 0 && outcome == NET_READY;
+}
+
+/* The request of the first listener is done, and has set the event, when this returns. */
+static void a_client_of_the_first(void)
+{
+    double until = net_monotonic() + SOON / 1000.0;
+    CHECK(connects(listener, &client_of_first));
+    while (!net_acceptex_done(source->line[0]) && net_monotonic() < until)
+        Sleep(1);
+    CHECK(net_acceptex_good(source->line[0]));
+}
+
+/* Each request that is made clears the event that all share. One listener's connection must be told though it came just
+ * before the request of another one is renewed: to a loop, which polls, and to a thread that waits. */
+static void a_connection_that_comes_while_another_listener_is_tended(int polled)
+{
+    net_socket_t both[2], waker = NET_INVALID, client;
+    int outcome, n;
+    set_up(0);
+    net_engine_close(engine);
+    both[0] = listener;
+    {
+        net_address_t at;
+        memset(&at, 0, sizeof at);
+        at.in.sin_family = AF_INET;
+        at.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &other) == 0);
+        CHECK(bind(other, &at.any, sizeof at.in) == 0 && listen(other, 100) == 0);
+    }
+    both[1] = other;
+    CHECK(net_engine_open("acceptex", both, 2, &engine) == 0);
+    source = ((net_acceptex_t *)engine)->sources;
+    for (n = 0; n < 2; n++)
+        ((net_acceptex_t *)engine)->sources[n].accept_ex = fake_accept_ex;
+    engine->room = 2; /* one request each */
+    CHECK(net_engine_arm(engine, 1) == 0);
+    if (polled)
+        CHECK(net_engine_fileno(engine, &waker) == 0);
+    CHECK(connects(other, &client));
+    if (polled)
+        CHECK(net_wait(waker, POLLIN, NULL, SOON, &outcome) == 0 && outcome == NET_READY);
+    else
+        CHECK(waits(SOON) == NET_READY);
+    engine->room = 2;
+    renewed = other;
+    meanwhile = a_client_of_the_first;
+    CHECK(take(1) == 0 && count == 1 && from[0] == 1 && meanwhile == NULL);
+    close_all(1, taken);
+    if (polled)
+        CHECK(net_wait(waker, POLLIN, NULL, SOON, &outcome) == 0 && outcome == NET_READY);
+    else
+        CHECK(WaitForSingleObject(((net_acceptex_t *)engine)->ready, 0) == WAIT_OBJECT_0 || waits(SOON) == NET_READY);
+    engine->room = 2;
+    CHECK(take(1) == 0 && count == 1 && from[0] == 0);
+    close_all(1, taken);
+    close_all(1, &client);
+    close_all(1, &client_of_first);
+    tear_down();
+    CHECK(net_close(other) == 0);
+}
+
 int main(void)
 {
     int first;
@@ -303,6 +383,8 @@ int main(void)
     each_connection_is_told_of_its_listener_once();
     a_listener_that_is_closed_behind_its_back(0);
     a_listener_that_is_closed_behind_its_back(1);
+    a_connection_that_comes_while_another_listener_is_tended(1);
+    a_connection_that_comes_while_another_listener_is_tended(0);
     puts("ok");
     return 0;
 }

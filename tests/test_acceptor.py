@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import gc
 import math
+import pickle
 import select
 import socket
 import sys
@@ -554,6 +556,9 @@ def test_stats_are_a_value(listeners: harken.Listeners, engine: str) -> None:
         assert repr(acceptor) == f"<harken.Acceptor {engine}, 1 listener, 1 open>"
         assert (acceptor.batch, acceptor.limit) == (64, None)
         assert not acceptor.closed
+        for copied in (copy.copy(stats), copy.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
+            assert copied == stats
+            assert copied.failed == {}
         acceptor.close()
         assert acceptor.stats() == stats
 

@@ -1452,29 +1452,51 @@ cdef bytearray control_of(object ancdata):
     return control
 
 
-def queue_of(handle):
-    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not tell.
+cdef object of_handle(object given, object (*ask)(net_socket_t handle)):
+    """The answer for a number, or for a Socket: nobody closes that meanwhile, and gives its number to a stranger."""
+    cdef Socket sock
+    cdef net_socket_t handle = c.NET_INVALID  # so that the C compiler sees it set on every path
+    if isinstance(given, Socket):
+        sock = <Socket>given
+        with cython.critical_section(sock):
+            return ask(sock.handle)
+    if not isinstance(given, int):
+        raise TypeError(f"handle must be an int, not {given.__class__.__name__}")
+    try:
+        if given >= 0:
+            handle = given
+    except OverflowError:
+        c.net_raise(c.NET_EBADF)
+    return ask(handle)
 
-    Raises OSError for a handle that is no socket.
-    """
+
+cdef object queue_at(net_socket_t handle):
     cdef long queued = -1, limit = -1
     cdef int family, type, proto, error
-    cdef net_socket_t sock
-    if not isinstance(handle, int):
-        raise TypeError(f"handle must be an int, not {handle.__class__.__name__}")
-    sock = c.NET_INVALID if handle < 0 else handle
-    if c.net_queue(sock, &queued, &limit) != 0:
-        error = c.net_describe(sock, &family, &type, &proto)
+    if c.net_queue(handle, &queued, &limit) != 0:
+        error = c.net_describe(handle, &family, &type, &proto)
         if error:
             c.net_raise(error)
     return (None if queued < 0 else queued), (None if limit < 0 else limit)
 
 
+def queue_of(handle):
+    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not tell.
+    ``handle`` is a number or a Socket.
+
+    Raises OSError for a handle that is no socket.
+    """
+    return of_handle(handle, queue_at)
+
+
+cdef object drops_at(net_socket_t handle):
+    cdef long drops = -1
+    return drops if c.net_drops(handle, &drops) == 0 else None
+
+
 def drops_of(handle):
     """How many connections this socket has dropped; None where the system does not tell."""
-    cdef long drops = -1
-    cdef net_socket_t sock = c.NET_INVALID if handle < 0 else handle
-    return drops if c.net_drops(sock, &drops) == 0 else None
+    return of_handle(handle, drops_at)
 
 
 cdef object closed_each(tuple sockets, void *nothing):
@@ -1521,7 +1543,9 @@ def state_of(Socket sock not None):
 
 def set_exclusive(Socket sock not None, bint on):
     """Before bind(): may others bind an address that overlaps?"""
-    cdef int error = c.net_exclusive(sock.handle, on)
+    cdef int error
+    with cython.critical_section(sock):
+        error = c.net_exclusive(sock.handle, on)
     if error:
         c.net_raise(error)
 
@@ -1552,33 +1576,32 @@ def has_family(int family):
     return c.net_has_family(family) == 0
 
 
-def describe(handle):
-    """A handle from elsewhere: ``(family, type, state)``; it stays as it is. The state is ``listening``, ``connected``,
-    ``bound`` or, for a socket that has no address yet, ``new``."""
+cdef object description(net_socket_t handle):
     cdef net_address_t address
     cdef net_length_t length = sizeof(address)
     cdef int family, type, proto, error, listening = 0
-    cdef net_socket_t s = c.NET_INVALID  # so that the C compiler sees it set on every path
-    try:
-        s = handle
-    except OverflowError:
-        c.net_raise(c.NET_EBADF)
-    error = c.net_describe(s, &family, &type, &proto)
+    error = c.net_describe(handle, &family, &type, &proto)
     if error == 0:
-        error = c.net_listening(s, &listening)
+        error = c.net_listening(handle, &listening)
     if error:
         c.net_raise(error)
     if listening:
         return family, type, "listening"
-    if c.getpeername(s, &address.any, &length) == 0:
+    if c.getpeername(handle, &address.any, &length) == 0:
         return family, type, "connected"
     length = sizeof(address)
     memset(&address, 0, sizeof(address))
-    if c.getsockname(s, &address.any, &length) != 0:
+    if c.getsockname(handle, &address.any, &length) != 0:
         return family, type, "new"  # Winsock has no name for it
     if family == c.AF_INET or family == c.AF_INET6:
         return family, type, "bound" if address.ipv4.sin_port else "new"  # in the same place for both
     return family, type, "bound" if <size_t>length > c.NET_PATH_AT else "new"
+
+
+def describe(handle):
+    """A handle from elsewhere: ``(family, type, state)``; it stays as it is. The state is ``listening``, ``connected``,
+    ``bound`` or, for a socket that has no address yet, ``new``."""
+    return of_handle(handle, description)
 
 
 def let_go(Socket sock not None):

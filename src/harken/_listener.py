@@ -67,7 +67,7 @@ class Listener(Socket):
         if given_by(self):
             return self._was[2]
         self._must_be_open()
-        return queue(self.fileno())[1]
+        return queue(self)[1]
 
     @property
     def state(self) -> str:

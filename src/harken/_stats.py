@@ -6,7 +6,7 @@ import os
 from _warnings import warn  # of C, as warnings has it: that module may not be loaded yet, and now be out of reach
 
 from ._loading import Later, load
-from ._socket import describe, drops_of, queue_of
+from ._socket import Socket, describe, drops_of, queue_of
 from ._system import AF_INET, AF_INET6, AF_UNIX
 
 TYPE_CHECKING = False
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import _types
-    from ._socket import Socket
 else:
     _types = Later("harken._types")
 
@@ -104,6 +103,9 @@ class AcceptorStats:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"AcceptorStats do not change: {name}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AcceptorStats, tuple(getattr(self, name) for name in _FACTS)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AcceptorStats):
             return NotImplemented
@@ -124,7 +126,7 @@ def stats(listener: _types.HasFileno | int) -> ListenerStats:
     On Linux by getsockopt(TCP_INFO, SO_MEMINFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by
     SO_LISTENQLEN. Raises OSError for what is no open socket.
     """
-    handle: Any = getattr(listener, "fileno", lambda: listener)()
+    handle: Any = listener if isinstance(listener, Socket) else getattr(listener, "fileno", lambda: listener)()
     queued, backlog = queue(handle)
     if describe(handle)[0] not in (AF_INET, AF_INET6):
         return ListenerStats(queued, backlog, None, None)
@@ -134,11 +136,11 @@ def stats(listener: _types.HasFileno | int) -> ListenerStats:
     return ListenerStats(queued, backlog, overflows, drops, *of_all)
 
 
-def queue(handle: int) -> tuple[int | None, int | None]:
+def queue(handle: int | Socket) -> tuple[int | None, int | None]:
     """How many connections wait, and how many may: `queue_of`, and Linux's unix sockets."""
     found = queue_of(handle)
     if found[1] is None and describe(handle)[0] == AF_UNIX:
-        return _unix_queue(handle)
+        return _unix_queue(handle.fileno() if isinstance(handle, Socket) else handle)
     return found
 
 

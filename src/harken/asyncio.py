@@ -399,7 +399,7 @@ def _open(binds: Sequence[Bind], options: dict[str, Any]) -> Listeners:
 def _listen(listener: Socket, backlog: int | None) -> None:
     """A queue is never made shorter."""
     if not isinstance(listener, Listener) and state_of(listener) == "listening":
-        granted = queue_of(listener.fileno())[1]
+        granted = queue_of(listener)[1]
         if backlog is None or granted is None or backlog <= granted:
             return
     listener.listen(backlog)

@@ -170,29 +170,40 @@ static inline int net_acceptex_share(const net_acceptex_t *self, int room)
     return share < self->each ? share : self->each;
 }
 
-/* Lines that are shorter than `share` are filled up. Tells how much there is for take(): connections, and errors. */
+/* Lines that are shorter than `share` are filled up. Tells how much there is for take(): connections, and errors.
+ *
+ * They are counted when the last request was made: each one clears the event, also for a connection that another
+ * listener got just before. What comes after the count sets the event, and nobody clears it but who waits for it. */
+static inline void net_acceptex_fill_up(net_acceptex_t *self, int index, int share)
+{
+    net_source_t *source = &self->sources[index];
+    int died = NET_AHEAD, error = 0;
+    while (source->queued < share && error == 0) {
+        error = net_acceptex_ask(self, index);
+        if (net_died_waiting(error) && died-- > 0) {
+            net_engine_failed(&self->base, error);
+            error = 0;
+        }
+    }
+    if (error && source->queued == 0)
+        source->error = error;
+}
+
 static inline int net_acceptex_tend(net_acceptex_t *self, int share)
 {
-    net_engine_t *engine = &self->base;
-    int n, found = 0;
-    for (n = 0; n < engine->count; n++) {
-        net_source_t *source = &self->sources[n];
-        int good = net_acceptex_sift(self, n), died = NET_AHEAD, error = 0;
-        if (engine->listeners[n] != NET_INVALID && source->error == 0 && source->queued < share) {
-            while (source->queued < share && error == 0) {
-                error = net_acceptex_ask(self, n);
-                if (net_died_waiting(error) && died-- > 0) {
-                    net_engine_failed(engine, error);
-                    error = 0;
-                }
-            }
-            if (error && source->queued == 0)
-                source->error = error;
-            good = net_acceptex_sift(self, n);
+    int n, found, asked, rounds = NET_AHEAD;
+    do {
+        for (n = 0, asked = 0; n < self->base.count && share > 0; n++) {
+            (void)net_acceptex_sift(self, n);
+            if (self->base.listeners[n] == NET_INVALID || self->sources[n].error || self->sources[n].queued >= share)
+                continue;
+            net_acceptex_fill_up(self, n, share);
+            asked = 1;
         }
-        found += good + (source->error != 0);
-    }
-    return found;
+        for (n = 0, found = 0; n < self->base.count; n++)
+            found += net_acceptex_sift(self, n) + (self->sources[n].error != 0);
+    } while (found == 0 && asked && --rounds > 0); /* one that failed meanwhile has cleared the event, too */
+    return found + (rounds == 0);
 }
 
 /* The connections stay in the kernel's queue from now on. Of those requests that it had served already some may look as
