@@ -83,7 +83,9 @@ cdef class Socket:
     cdef Py_ssize_t receive_into(
         self, transfer_t *what, int call, object buffer, object size, object flags, str name
     ) except -1
-    cdef tuple receive_message(self, net_buffer_t *buffers, size_t count, Py_ssize_t room, int flags, str call)
+    cdef tuple receive_message(
+        self, net_buffer_t *buffers, size_t count, bytes data, Py_ssize_t room, int flags, str call
+    )
     cdef int count_file(self, int more) except -1
     cdef bint waits_for_files(self) noexcept
     cdef object name(self, bint of_peer)

@@ -699,14 +699,12 @@ cdef class Socket:
         """
         cdef net_buffer_t vector
         cdef bytes data
-        cdef Py_ssize_t done
         cdef int how = int_of(flags, "flags")
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
         data = PyBytes_FromStringAndSize(NULL, bufsize)
         c.net_buffer(&vector, PyBytes_AS_STRING(data), bufsize)
-        done, control, told, address = self.receive_message(&vector, 1, ancbufsize, how, "recvmsg()")
-        return data[:done], control, told, address
+        return self.receive_message(&vector, 1, data, ancbufsize, how, "recvmsg()")
 
     def recvmsg_into(self, buffers, Py_ssize_t ancbufsize=0, flags=0):
         """recvmsg(2) into several buffers, one after the other: ``(bytes received, ancillary data, flags of the
@@ -714,9 +712,12 @@ cdef class Socket:
         cdef int how = int_of(flags, "flags")
         cdef Buffers into = Buffers()
         into.take(tuple(buffers), PyBUF_SIMPLE | PyBUF_WRITABLE)
-        return self.receive_message(into.vector, into.used, ancbufsize, how, "recvmsg_into()")
+        return self.receive_message(into.vector, into.used, None, ancbufsize, how, "recvmsg_into()")
 
-    cdef tuple receive_message(self, net_buffer_t *buffers, size_t count, Py_ssize_t room, int flags, str call):
+    cdef tuple receive_message(
+        self, net_buffer_t *buffers, size_t count, bytes data, Py_ssize_t room, int flags, str call
+    ):
+        """What recvmsg() returns, with the ``data``, or with their number if there are none here."""
         cdef transfer_t what
         cdef bytearray control
         cdef Py_ssize_t done
@@ -731,7 +732,8 @@ cdef class Socket:
         done = self.transfer(&what, self.deadline())
         try:
             items = control_items(what.control, what.control_size)
-            return done, items, what.told, decode(&what.address.any, min(what.length, sizeof(what.address)))
+            first = done if data is None else data[:done]
+            return first, items, what.told, decode(&what.address.any, min(what.length, sizeof(what.address)))
         except BaseException:
             c.net_control_drop(what.control, what.control_size)  # descriptors that nobody would know of
             raise
