@@ -73,6 +73,20 @@ def test_another_process_cannot_take_it_held_or_listening(host: str, reuse: bool
         assert steal(listener, host, reuse) == "refused"
 
 
+@linux_only
+def test_what_is_given_away_is_not_held_until_it_listens() -> None:
+    """What docs/servers.md says: the kernel has one flag for both, and a restart is the more frequent."""
+    (listener,) = harken.bind("127.0.0.1:0")
+    assert steal(listener, "127.0.0.1", True) == "refused"
+    with listener.to_socket() as moved:
+        command = [sys.executable, "-c", THIEF, str(moved.family.value), "127.0.0.1", str(listener.port), "reuse"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+        assert told == "stolen"
+        moved.listen()
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+        assert told == "refused"
+
+
 def test_a_second_bind_of_ours_is_refused() -> None:
     with harken.bind("127.0.0.1:0") as listeners, pytest.raises(harken.ListenError) as refused:
         harken.bind(listeners[0].url)
