@@ -22,9 +22,10 @@ from harken._collision import is_given_twice, of_call
 from harken._errors import ListenError, failure
 from harken._inherit import inherit, returned
 from harken._listener import IncompleteListeners, Listener, Listeners
-from harken._loading import load
+from harken._loading import for_hand_over, load
 from harken._socket import replace, state_of
 from harken._stats import warn_if_less
+from harken._unix import bind_planned, new_listener, shown as shown_path
 
 cdef enum:
     # How often a new number is drawn when the one that port 0 gave is taken on another address. It is drawn where the
@@ -39,6 +40,7 @@ cdef class Tools:
     in C, and to look each up costs as much as to make a socket object."""
 
     cdef bint held  # for bind(), which stops before listen
+    cdef bint hands_over  # what sockets() needs is loaded
     cdef dict known
     cdef type listener, listeners
 
@@ -81,10 +83,12 @@ cdef class Tools:
         all_chosen = for_binds(self.called(), binds, options or {})
         try:
             return [Plan(chosen) for chosen in all_chosen]
-        except ValueError:
+        except (ValueError, OSError) as reason:
             error = exhausted()
             if error:  # a table of users or groups that cannot be opened has no names
                 fail("socket", str(binds[0]), error)
+            if isinstance(reason, OSError):
+                fail("import", str(binds[0]), reason)
             raise
 
     cdef str called(self):
@@ -149,6 +153,8 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
         made = c.tuple_of(tools.listeners, sockets) if left_out is None else IncompleteListeners(sockets, left_out)
         if special is not None:
             publish_paths(sockets, not tools.held)
+        if not tools.hands_over:
+            tools.hands_over = for_hand_over()
         return made
     except BaseException as reason:
         try:
@@ -391,12 +397,11 @@ cdef list bind_special(
         sockets += of_bind
         return left_out
     if scheme == "unix":
-        unix = part("_unix", bind[4])
         if len(sockets) > 0 and is_given_twice(bind[4], sockets):
-            fail("bind", unix.shown(bind[4]), c.NET_EADDRINUSE)
-        sockets.append(unix.new_listener(bind[4]))  # before it has a path, which is removed whatever comes
+            fail("bind", shown_path(bind[4]), c.NET_EADDRINUSE)
+        sockets.append(new_listener(bind[4]))  # before it has a path, which is removed whatever comes
         try:
-            unix.bind_planned(sockets[first], plan)
+            bind_planned(sockets[first], plan)
         except BaseException:
             close_all(sockets[first:])
             del sockets[first:]

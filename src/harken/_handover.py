@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from struct import unpack_from
 
 from ._socket import Socket, carried, describe, duplicate, empty, listen_on, to_send
 from ._stats import queue
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
     from ._paths import Entry
 
 
@@ -55,8 +56,10 @@ class ListeningSocket(socket.socket):
         """accept(2)."""
         connection, address = super().accept()
         for level, option, value in _settings(self._at_accept):
-            with suppress(OSError):  # dead already, which is found out when it is read
+            try:
                 connection.setsockopt(level, option, value)
+            except OSError:
+                pass  # dead already, which is found out when it is read
         return connection, address
 
     def dup(self) -> ListeningSocket:
@@ -101,6 +104,6 @@ def _settings(data: bytes | None) -> Iterator[tuple[int, int, bytes]]:
     """As `harken._plan` packs them: level, option, size, value, and on to the next multiple of four."""
     at = 0
     while data and at < len(data):
-        level, option, size = struct.unpack_from("=iii", data, at)
+        level, option, size = unpack_from("=iii", data, at)
         yield level, option, data[at + 12 : at + 12 + size]
         at += 12 + (size + 3 & ~3)

@@ -77,6 +77,18 @@ def _reason(error: Exception) -> OSError:
     return OSError(2, str(error))
 
 
+def for_hand_over() -> bool:
+    """After the first listen(): where the program has loaded ``socket`` itself, what `Listeners.sockets` needs besides
+    costs little. True when there is nothing left to load."""
+    if "socket" not in modules:
+        return False
+    try:
+        load("harken._handover")
+    except OSError:
+        return False  # the listeners are there; sockets() will tell
+    return True
+
+
 def preload() -> None:
     """Loads everything that harken may need later on: for errors and their hints, options, overload, and sockets that
     are handed over to other servers.

@@ -31,6 +31,7 @@ import stat
 
 from ._errors import ListenError, failure
 from ._listener import Listener
+from ._loading import load
 from ._paths import Entry
 from ._socket import Socket, given_by
 from ._system import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
@@ -325,11 +326,9 @@ def _id(option: str, value: str | int | None, module: str, look_up: str, what: s
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise TypeError(f"{option} is a name or a number, not {type(value).__name__}")
     if isinstance(value, str):
-        import importlib
-
         try:
-            return int(getattr(importlib.import_module(module), look_up)(value)[2])
-        except (KeyError, ValueError, ImportError):
+            return int(getattr(load(module), look_up)(value)[2])
+        except (KeyError, ValueError, OSError):  # or there is no such table here
             if not (value.isascii() and value.isdigit() and len(value) < 20):
                 raise ValueError(f"{option}: no {what} is called {value!r} here") from None
     number = int(value)
