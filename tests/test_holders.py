@@ -246,6 +246,11 @@ def test_a_holder_is_a_value() -> None:
 @needs_root
 def test_the_user_of_a_process_is_told_as_it_is_now() -> None:
     with running(server().replace("tell(", f"become({NOBODY}); tell(")) as child:
+        try:
+            os.readlink(f"/proc/{child['pid']}/fd/0")
+        except PermissionError:
+            assert [one.pid for one in holders(child["port"])] == [None]
+            pytest.skip("without CAP_SYS_PTRACE, as in a container, root may not look into others' processes")
         (holder,) = held_by(child["pid"], child["port"])
     assert (holder.pid, holder.user) == (child["pid"], "nobody")
 
