@@ -34,7 +34,9 @@ import cython
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport ceil, isnan
@@ -120,12 +122,12 @@ cdef class Socket:
     @property
     def family(self):
         """The address family, as `socket.AddressFamily` if it is one of these."""
-        return named("AddressFamily", self.domain)
+        return named("AddressFamily", self.domain, <dict>FAMILIES)
 
     @property
     def type(self):
         """The type, as `socket.SocketKind` if it is one of these."""
-        return named("SocketKind", self.kind)
+        return named("SocketKind", self.kind, <dict>KINDS)
 
     # ------------------------------------------------------------------ the steps in C: an error number, or 0
 
@@ -1393,13 +1395,22 @@ cdef double default_timeout() except? -2:
     return -1 if seconds is None else seconds
 
 
-cdef object named(str enum, int number):
+FAMILIES, KINDS = {}, {}  # numbers with names, as those that were asked for: asyncio asks for both of each connection
+
+
+cdef object named(str enum, int number, dict known):
     """A number as the standard library's enum has it. Its module is loaded for the first that is asked for: it takes
     longer than all of this package."""
+    cdef PyObject *found
+    plain = <object>number
+    found = PyDict_GetItemWithError(known, plain)
+    if found != NULL:
+        return <object>found
     try:
-        return getattr(load("socket"), enum)(number)
+        known[plain] = of_enum = getattr(load("socket"), enum)(plain)
     except (OSError, ValueError):
         return number  # it cannot be loaded now, or has no name for that
+    return of_enum
 
 
 def family_of(Socket sock not None):
