@@ -23,7 +23,8 @@ The map of the house, in the order of the flow:
     _errors      what went wrong, in which step, on which address: `ListenError`, `AddressInUseError`
     _hints       what to do about it
     _holders     who has an address: `holders`, `Holder`
-    _foresee     what a call would come to, without making it
+    _foresee     what a call would come to: all of it done, but listen(2), and undone
+    _collision   whether a call is in its own way
     __main__     the command line; `_serve`, `_who`, `_check`: its commands
 
 and underneath `_system`: WSAStartup and WSACleanup, and the numbers.
