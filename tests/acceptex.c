@@ -1,5 +1,6 @@
 /* The engine "acceptex" beside a Winsock that fails. Prints "ok", or the line that was not as it should be. Built for
- * Windows and run by test_platform.py. */
+ * Windows and run by test_platform.py. With a number it only counts stalls: so many rounds with two listeners, a client
+ * each, taken one at a time by somebody who polls. */
 #if __has_include("platform/engine.h") /* without it, somebody compiles all helpers of the tests, and this is none */
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
@@ -300,6 +301,18 @@ static void a_listener_that_is_closed_behind_its_back(int with_a_copy)
 
 static net_socket_t other, client_of_first;
 
+static net_socket_t somewhere(void)
+{
+    net_address_t at;
+    net_socket_t s;
+    memset(&at, 0, sizeof at);
+    at.in.sin_family = AF_INET;
+    at.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &s) == 0);
+    CHECK(bind(s, &at.any, sizeof at.in) == 0 && listen(s, 100) == 0);
+    return s;
+}
+
 static int connects(net_socket_t to, net_socket_t *client)
 {
     net_address_t at;
@@ -331,14 +344,7 @@ static void a_connection_that_comes_while_another_listener_is_tended(int polled)
     set_up(0);
     net_engine_close(engine);
     both[0] = listener;
-    {
-        net_address_t at;
-        memset(&at, 0, sizeof at);
-        at.in.sin_family = AF_INET;
-        at.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &other) == 0);
-        CHECK(bind(other, &at.any, sizeof at.in) == 0 && listen(other, 100) == 0);
-    }
+    other = somewhere();
     both[1] = other;
     CHECK(net_engine_open("acceptex", both, 2, &engine) == 0);
     source = ((net_acceptex_t *)engine)->sources;
@@ -371,10 +377,48 @@ static void a_connection_that_comes_while_another_listener_is_tended(int polled)
     CHECK(net_close(other) == 0);
 }
 
-int main(void)
+/* At the end of a round nothing is in hand and one request a listener waits. A stall: not told within a second. */
+static int stalls(int rounds)
+{
+    net_socket_t both[2], waker, client[2];
+    net_address_t at[2];
+    net_length_t length;
+    int round, n, outcome, found, stalled = 0;
+    for (n = 0; n < 2; n++) {
+        both[n] = somewhere();
+        length = sizeof at[n];
+        CHECK(getsockname(both[n], &at[n].any, &length) == 0);
+    }
+    CHECK(net_engine_open("acceptex", both, 2, &engine) == 0);
+    engine->room = 2;
+    CHECK(net_engine_arm(engine, 1) == 0 && net_engine_fileno(engine, &waker) == 0);
+    for (round = 0; round < rounds; round++) {
+        for (n = 0; n < 2; n++) {
+            CHECK(net_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP, &client[n]) == 0);
+            (void)net_connect(client[n], &at[n].any, sizeof at[n].in); /* non-blocking: both at once */
+        }
+        for (found = 0; found < 2; found += count) {
+            CHECK(net_wait(waker, POLLIN, NULL, 1000, &outcome) == 0);
+            engine->room = 2;
+            (void)take(1);
+            stalled += outcome != NET_READY && count;
+            close_all(count, taken);
+        }
+        close_all(2, client);
+    }
+    net_engine_close(engine);
+    close_all(2, both);
+    return stalled;
+}
+
+int main(int argc, char **argv)
 {
     int first;
     CHECK(net_startup(&first) == 0);
+    if (argc > 1) {
+        printf("%d stalls in %s rounds\n", stalls(atoi(argv[1])), argv[1]);
+        return 0;
+    }
     without_a_single_socket_it_cannot_be_armed(WSAEMFILE);
     without_a_single_socket_it_cannot_be_armed(WSAENOBUFS);
     what_is_there_is_handed_out_before_the_error();

@@ -218,6 +218,23 @@ def test_a_connection_that_could_not_be_given_away_is_still_ours(
         close_all(taken_in_time(acceptor, 1))
 
 
+def test_a_refused_release_counts_nothing(listeners: harken.Listeners, engine: str) -> None:
+    with listeners.acceptor(engine=engine, limit=1) as acceptor, clients(listeners[0].address, 2):
+        wait_for_queue(listeners[0], 2)
+        (taken,) = acceptor.accept_many()
+        theirs = taken.to_socket()
+        for refused in (2, 10**30):
+            with pytest.raises(ValueError, match="only 1"):
+                acceptor.release(refused)
+        assert acceptor.stats().open == 1
+        acceptor.release(1)
+        theirs.close()
+        assert acceptor.stats().open == 0
+        with pytest.raises(ValueError, match="only 0"):
+            acceptor.release()
+        close_all(taken_in_time(acceptor, 1))
+
+
 def test_connections_outlive_their_acceptor(listeners: harken.Listeners, engine: str) -> None:
     with clients(listeners[0].address, 2) as connected:
         acceptor = listeners.acceptor(engine=engine, limit=2)
