@@ -443,7 +443,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", LONG)
 def test_a_long_text_takes_no_longer_than_reading_it(kind: str, length: int, work: list[int]) -> None:
-    end = LONG[kind][-4:] if ":" in LONG[kind][-4:] else ""
+    end = LONG[kind][-4:] if {":", "="} & set(LONG[kind][-4:]) else ""
     text = LONG[kind][: length - len(end)] + end
     lines = 0
 
@@ -472,6 +472,13 @@ def test_a_long_text_takes_no_longer_than_reading_it(kind: str, length: int, wor
     if len(text) > harken._bind.MOST:
         assert lines < 1000
         assert f"{len(text)} characters are more than the {harken._bind.MOST} of any bind" in told
+
+
+def test_a_bind_has_a_bound_and_a_long_keyword_is_compared_with_none(work: list[int]) -> None:
+    assert harken._bind.MOST <= 32768
+    with pytest.raises(TypeError, match="'x{80}...': they are backlog"):
+        harken.listen(":0", **{"x" * 1_000_000: 1})  # type: ignore[arg-type]
+    assert work == []
 
 
 def test_quadratic_work_is_seen_by_the_test_before(work: list[int]) -> None:
