@@ -56,8 +56,7 @@ for name in ("stat", "lstat", "readlink", "access", "statvfs"):
     watched(os, name)
 watched(pwd, "getpwnam")
 watched(grp, "getgrnam")
-watched(harken._unix, "open_unix")
-watched(harken._unix, "bind_planned")
+watched(harken._unix, "_bind")
 watched(harken._unix, "publish")
 watched(harken._unix, "knock")
 watched(harken._unix.UnixListener, "_begin")
@@ -104,6 +103,11 @@ async def ranges_and_options():
     for bind in (":40000-50000", "127.0.0.1:0?backlog=7&nodelay=0", "127.0.0.1:0?reuse_port=1"):
         await serve(await start(echo, bind))
     await serve(await start(echo, "127.0.0.1", 0, reuse_port=True, rcvbuf=100000, interface=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for options in ({"backlog": 10**9}, {"rcvbuf": 2**30, "fastopen": 5}, {"backlog": 10**9, "rcvbuf": 2**30}):
+            await serve(await start(echo, "127.0.0.1", 0, **options))
+            await serve(await start(echo, "127.0.0.1:0?sndbuf=2000000000", **options))
 
 @scenario
 async def a_name_that_is_not_ascii():
@@ -325,7 +329,7 @@ def test_the_detector_sees_what_would_wait(folder: Path) -> None:
     others = {"out_of_descriptors", "handed_over_in_error"}
     assert {name for name, seen in found.items() if not seen} <= by_tcp | others
     calls = {
-        "a_path": "bind_planned", "a_path_with_a_mode_and_an_owner": "getpwnam", "refused_and_shown": "open",
+        "a_path": "harken._unix._bind", "a_path_with_a_mode_and_an_owner": "getpwnam", "refused_and_shown": "open",
         "opened_by_hand": "os.", "owned_by_hand": "getpwnam", "shown_by_hand": "open",
     }  # fmt: skip
     for name, call in calls.items():

@@ -375,7 +375,7 @@ async def _bound(host: Any, port: Any, family: int, flags: int, options: dict[st
     binds = await binds_of(host, port, family, flags)
     if not binds:
         raise ValueError("there is no host to listen on")
-    if any(map(_opening_can_wait, binds)):
+    if options or any(map(_opening_can_wait, binds)):
         listeners = await aside(partial(_open, binds, options), _close)
         return list(listeners)
     return list(bind(*binds, **options))
@@ -386,7 +386,7 @@ def _close(listeners: Listeners) -> None:
 
 
 def _opening_can_wait(one: Bind) -> bool:
-    """Not that of an address in digits, by TCP; but whoever shares a port looks up who the others are."""
+    """Not that of an address in digits, by TCP. Options look at the system's limits, and at who shares a port."""
     return not one.is_plain or bool(one.options)
 
 
@@ -403,6 +403,11 @@ def _listen(listener: Socket, backlog: int | None) -> None:
         if backlog is None or granted is None or backlog <= granted:
             return
     listener.listen(backlog)
+
+
+def _listening_can_wait(listener: Socket) -> bool:
+    """Options are compared with what the system has granted, and its limits are read for the warning."""
+    return can_wait(listener) or getattr(listener, "plan", None) is not None
 
 
 # ---------------------------------------------------------------------------- the server
@@ -478,7 +483,7 @@ class Server(asyncio.AbstractServer):
     async def _begin(self) -> None:
         if self._acceptor is not None:
             return
-        if any(map(can_wait, self._must_be_open())):
+        if self._backlog is not None or any(map(_listening_can_wait, self._must_be_open())):
             await aside(self._listen_aside)
         else:
             self._listen()
