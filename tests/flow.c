@@ -114,12 +114,12 @@ static void bytes_travel(net_socket_t from, net_socket_t to)
     CHECK(net_send(from, "whole", 5, 0, &done) == 0 && done == 5);
     wait_for(to, POLLIN);
     length = sizeof peer;
-    CHECK(net_recvfrom(to, data, 2, 0, &peer.any, &length, &done) == 0 && done == 2 && length <= sizeof peer);
+    CHECK(net_recvfrom(to, data, 2, 0, &peer.any, &length, &done) == 0 && done == 2 && length <= (net_length_t)sizeof peer);
     length = sizeof peer;
     net_buffer(&parts[0], data, 2);
     net_buffer(&parts[1], data + 2, 8);
     CHECK(net_recvmsg(to, parts, 2, NULL, &room, 0, &told, &peer.any, &length, &done) == 0 && done == 3);
-    CHECK(memcmp(data, "ole", 3) == 0 && room == 0 && told == 0 && length <= sizeof peer);
+    CHECK(memcmp(data, "ole", 3) == 0 && room == 0 && told == 0 && length <= (net_length_t)sizeof peer);
     length = sizeof peer;
     CHECK(net_recvmsg(to, parts, 2, NULL, &room, 0, &told, &peer.any, &length, &done) == NET_EWOULDBLOCK && done == 0);
 }
