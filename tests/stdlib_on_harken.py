@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import unittest
@@ -30,6 +31,7 @@ MODULES = (
     "test_asyncio.test_unix_events", "test_asyncio.test_buffered_proto",
 )  # fmt: skip
 SECONDS = 300
+PATIENCE = 20  # seconds for one test
 
 
 def differences() -> dict[str, tuple[bool, str]]:
@@ -73,7 +75,19 @@ class Result(unittest.TextTestResult):
 
     def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().startTest(test)
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, hangs)
+            signal.alarm(PATIENCE)
         self.__dict__.setdefault("ran", []).append(test.id())
+
+    def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        if hasattr(signal, "SIGALRM"):
+            signal.alarm(0)
+        super().stopTest(test)
+
+
+def hangs(*_: object) -> None:
+    raise RuntimeError(f"hangs: no end after {PATIENCE} s")
 
 
 def child(kind: str, module: str, pattern: str, names: list[str], report: str) -> None:

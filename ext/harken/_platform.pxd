@@ -272,6 +272,7 @@ cdef extern from "Python.h":
 cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock
     PyThread_type_lock PyThread_allocate_lock()
+    unsigned long PyThread_get_thread_ident()
     void PyThread_free_lock(PyThread_type_lock lock)
     int PyThread_acquire_lock(PyThread_type_lock lock, int wait) nogil
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible) nogil

@@ -67,6 +67,7 @@ cdef class Socket:
     cdef int must_not_block(self, bint trusts) except -1
     cdef int wait(self, short events, double deadline, bint wakeable) except -1
     cdef bint ready(self, short events, double deadline, bint wakeable) except -1
+    cdef bint waits_elsewhere(self) except -1
     cdef int ensure_waker(self) except -1
     cdef int wait_for_connection(self, double *deadline, double *limit) except -1
 

@@ -271,9 +271,11 @@ cdef class Socket:
         cdef int error, milliseconds, outcome = c.NET_TIMED_OUT
         cdef double left
         cdef net_socket_t handle
-        cdef bint looked = False
+        cdef bint looked = False, with_waker = wakeable or (c.NET_WAITS_BY_POLL and self.waits_elsewhere())
         while True:
-            milliseconds = c.NET_WAIT_SLICE
+            # Where a signal does not end a wait, the thread that runs handlers looks for one ever so often; the others
+            # sleep until there is something to do.
+            milliseconds = -1 if with_waker and c.NET_WAITS_BY_POLL and not in_main_thread() else c.NET_WAIT_SLICE
             if deadline >= 0:
                 left = max(0.0, ceil((deadline - c.net_monotonic()) * 1000))
                 if looked and left == 0:
@@ -283,7 +285,7 @@ cdef class Socket:
                     milliseconds = <int>min(left, 1 << 30)
             self.enter(not wakeable, &handle)
             with nogil:
-                error = c.net_wait(handle, events, &self.waker if wakeable else NULL, milliseconds, &outcome)
+                error = c.net_wait(handle, events, &self.waker if with_waker else NULL, milliseconds, &outcome)
             self.leave(not wakeable)
             if self.handle == c.NET_INVALID:
                 return self.closed()
@@ -292,6 +294,18 @@ cdef class Socket:
             if outcome == c.NET_READY:
                 return 1
             c.PyErr_CheckSignals()
+
+    cdef bint waits_elsewhere(self) except -1:
+        """For a thread that need not look for signals: is there a waker, so that close() can end its wait?"""
+        if in_main_thread():
+            return False
+        try:
+            self.ensure_waker()
+        except OSError:
+            if self.handle == c.NET_INVALID:
+                raise
+            return False  # out of handles: it looks for close() as often as the main thread for signals
+        return True
 
     @cython.critical_section
     cdef int ensure_waker(self) except -1:
@@ -912,12 +926,18 @@ cdef class Socket:
         """An option as a number, or as ``buflen`` bytes: getsockopt(2)."""
         cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
         cdef int value = 0  # Winsock writes a single byte for some booleans
+        cdef unsigned long long wide = 0
         cdef int room = int_of(buflen, "buflen")
         cdef net_length_t size = sizeof(value)
         cdef bytearray data
         if not 0 <= room <= 1024:
             raise OSError("getsockopt buflen out of range")
         self.must_be_open()
+        if room == 0 and self.domain == c.NET_AF_VSOCK:  # whose numbers have 64 bits
+            size = sizeof(wide)
+            if c.getsockopt(self.handle, at, name, <char *>&wide, &size) != 0:
+                c.net_raise(c.net_last_error())
+            return wide
         if room == 0:
             if c.getsockopt(self.handle, at, name, <char *>&value, &size) != 0:
                 c.net_raise(c.net_last_error())
@@ -939,6 +959,7 @@ cdef class Socket:
         """Sets an option to a number, to bytes, or to None with a length: setsockopt(2)."""
         cdef int at = int_of(level, "level"), name = int_of(optname, "optname")
         cdef int number, failed
+        cdef unsigned long long wide
         cdef Py_buffer view
         if value is None:
             if optlen is None:
@@ -947,6 +968,9 @@ cdef class Socket:
             failed = self.set_option(at, name, NULL, <net_length_t>number)
         elif optlen is not None:
             raise TypeError("setsockopt(): optlen goes with a value of None only")
+        elif c.PyIndex_Check(value) and self.domain == c.NET_AF_VSOCK:
+            wide = PyNumber_Index(value)
+            failed = self.set_option(at, name, <const char *>&wide, sizeof(wide))
         elif c.PyIndex_Check(value):
             number = int_of(value, "value")
             failed = self.set_option(at, name, <const char *>&number, sizeof(number))
@@ -1381,6 +1405,14 @@ cdef int int_of(object value, str name) except? -1:
         return value
     except OverflowError:
         raise OverflowError(f"{name} is too large for C: {shown(value)}") from None
+
+
+cdef bint in_main_thread() except -1:
+    """Where handlers of signals run; also where nobody has loaded `threading`, which knows."""
+    threading = modules.get("threading")
+    if threading is None:
+        return True
+    return <unsigned long>threading.main_thread().ident == c.PyThread_get_thread_ident()
 
 
 cdef double default_timeout() except? -2:

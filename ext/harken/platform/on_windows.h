@@ -19,7 +19,7 @@ typedef WSABUF net_buffer_t;
 
 #define NET_INVALID INVALID_SOCKET
 #define NET_WAITS_BY_POLL 1 /* every handle is non-blocking: a call that blocks could be neither woken nor interrupted */
-#define NET_WAIT_SLICE 50   /* milliseconds; Ctrl-C does not end WSAPoll(), so it is looked for this often */
+#define NET_WAIT_SLICE 50   /* milliseconds; Ctrl-C does not end WSAPoll(), so the main thread looks for it this often */
 
 #define NET_EAFNOSUPPORT WSAEAFNOSUPPORT
 #define NET_EADDRINUSE WSAEADDRINUSE
@@ -134,7 +134,8 @@ static inline void net_cleanup(void)
     ReleaseSRWLockExclusive(&started->lock);
 }
 
-/* Nothing to do: whoever waits here looks up every NET_WAIT_SLICE, and shutdown() is not promised to end a wait. */
+/* Nothing to do: whoever waits here has a waker or looks up every NET_WAIT_SLICE; shutdown() is not promised to end a
+ * wait. */
 static inline void net_nudge(net_socket_t s) { (void)s; }
 
 static inline int net_inheritable(net_socket_t s, int on)
@@ -406,29 +407,32 @@ static inline void net_waker_close(net_waker_t *waker)
 
 /* For writing, and so for connecting, by select(): before Windows 10 2004 WSAPoll() never tells of a connect() that
  * failed. A set of one socket has no FD_SETSIZE to mind. */
-static inline int net_wait_writable(net_socket_t s, int milliseconds, int *outcome)
+static inline int net_wait_writable(net_socket_t s, const net_waker_t *waker, int milliseconds, int *outcome)
 {
-    fd_set writable, failed;
+    fd_set pulled, writable, failed;
     struct timeval time;
     int n;
+    FD_ZERO(&pulled);
+    if (waker)
+        pulled.fd_array[pulled.fd_count++] = waker->self;
     FD_ZERO(&writable);
     FD_ZERO(&failed);
     writable.fd_array[writable.fd_count++] = s;
     failed.fd_array[failed.fd_count++] = s;
     time.tv_sec = milliseconds / 1000;
     time.tv_usec = milliseconds % 1000 * 1000;
-    n = select(0, NULL, &writable, &failed, &time);
-    *outcome = n <= 0 ? NET_TIMED_OUT : NET_READY;
+    n = select(0, waker ? &pulled : NULL, &writable, &failed, milliseconds < 0 ? NULL : &time);
+    *outcome = n <= 0 ? NET_TIMED_OUT : waker && pulled.fd_count ? NET_WOKEN : NET_READY;
     return n < 0 ? WSAGetLastError() : 0;
 }
 
-/* `milliseconds` is NET_WAIT_SLICE at the most. Who waits with a waker waits for connections. */
+/* Without a waker `milliseconds` is NET_WAIT_SLICE at the most; with one it may be -1, for ever. */
 static inline int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
 {
     WSAPOLLFD on[2];
     int n;
     if (events & POLLOUT)
-        return net_wait_writable(s, milliseconds, outcome);
+        return net_wait_writable(s, waker, milliseconds, outcome);
     on[0].fd = s;
     on[0].events = events;
     on[0].revents = 0;
