@@ -218,6 +218,34 @@ def test_a_connection_that_could_not_be_given_away_is_still_ours(
         close_all(taken_in_time(acceptor, 1))
 
 
+@posix_only
+def test_failures_outlive_the_end(engine: str) -> None:
+    """A failure is counted; the acceptor is closed; it is still told."""
+    code = f"""
+import os, resource, socket, harken
+listeners = harken.listen("127.0.0.1:0")
+acceptor = harken.Acceptor(listeners, engine={engine!r})
+client = socket.create_connection(listeners[0].address)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+fillers = []
+try:
+    while True:
+        fillers.append(os.dup(0))
+except OSError:
+    pass
+assert acceptor.accept_many() == []
+for filler in fillers:
+    os.close(filler)
+before = acceptor.stats()
+assert sum(before.failed.values()) > 0, before
+acceptor.close()
+after = acceptor.stats()
+assert after.failed == before.failed, (before, after)
+assert after.pauses == before.pauses == 1
+"""
+    python(code)
+
+
 def test_a_refused_release_counts_nothing(listeners: harken.Listeners, engine: str) -> None:
     with listeners.acceptor(engine=engine, limit=1) as acceptor, clients(listeners[0].address, 2):
         wait_for_queue(listeners[0], 2)

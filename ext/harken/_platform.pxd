@@ -131,7 +131,6 @@ cdef extern from "platform/net.h" nogil:
     void net_lock(net_lock_t *lock)
     void net_unlock(net_lock_t *lock)
     void net_yield()
-    void net_doze()
     long net_add(long *number, long more)
     long net_get(long *number)
     long net_swap(long *number, long value)
@@ -178,6 +177,7 @@ cdef extern from "platform/engine.h" nogil:
         net_lock_t *lock
         net_failures_t failures
     const char *net_engine_name(int index)
+    void net_engine_doze()
     int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)
     void net_engine_close(net_engine_t *engine)
     void net_engine_abandon(net_engine_t *engine)

@@ -45,7 +45,7 @@
  *   (options.h)                 the options of sockets that this system has
  *   (numbers.h)                 families, types and the like by their names
  *   net_monotonic               seconds on a clock that never jumps
- *   net_lock, net_unlock, net_yield  between threads, for a short time; net_doze sleeps for a millisecond
+ *   net_lock, net_unlock, net_yield  between threads, for a short time
  *   net_add, net_get, net_swap  numbers that threads share
  *   (engine.h)                  taking connections from many listeners
  */

@@ -679,7 +679,6 @@ static inline void net_lock_init(net_lock_t *lock) { (void)pthread_mutex_init(lo
 static inline void net_lock(net_lock_t *lock) { (void)pthread_mutex_lock(lock); }
 static inline void net_unlock(net_lock_t *lock) { (void)pthread_mutex_unlock(lock); }
 static inline void net_yield(void) { (void)sched_yield(); }
-static inline void net_doze(void) { (void)poll(NULL, 0, 1); }
 
 /* Numbers that threads share, in one order for all of them. `net_add` returns the sum. */
 static inline long net_add(long *number, long more) { return __atomic_add_fetch(number, more, __ATOMIC_SEQ_CST); }

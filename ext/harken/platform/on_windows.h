@@ -547,7 +547,6 @@ static inline void net_lock_init(net_lock_t *lock) { InitializeSRWLock(lock); }
 static inline void net_lock(net_lock_t *lock) { AcquireSRWLockExclusive(lock); }
 static inline void net_unlock(net_lock_t *lock) { ReleaseSRWLockExclusive(lock); }
 static inline void net_yield(void) { Sleep(0); }
-static inline void net_doze(void) { Sleep(1); }
 
 /* Numbers that threads share, in one order for all of them. `net_add` returns the sum. */
 static inline long net_add(long *number, long more) { return InterlockedExchangeAdd(number, more) + more; }
