@@ -7,13 +7,15 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -874,3 +876,98 @@ def test_who_may_not_give_a_file_away() -> None:
         tell(root=before, after=after)
     """)
     assert said == {"root": [True, True], "after": [False, False, False, True]}
+
+
+# ---------------------------------------------------------------------------- the table in docs/unix.md
+
+
+UVICORN = """
+import uvicorn
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+def config(**options):
+    return uvicorn.Config(app, log_level="error", **options)
+"""
+WITH = "with harken.listen(bind) as (listener,):\n    "
+ASYNCIO = """
+import asyncio, harken.asyncio
+async def main(start):
+    server = await start(lambda reader, writer: writer.close())
+    async with server:
+        await server.serve_forever()
+"""
+HANDLED = "signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n"
+BY_NUMBER = "uvicorn.run(app, fd=listener.fileno(), log_level='error')"
+TERM, INT, END = "SIGTERM", "SIGINT", "its end"
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("program", "by", "stays", "needs"),
+    [
+        ("listeners = harken.listen(bind); wait(); listeners.close()", END, False, ""),
+        (WITH + "wait()", END, False, ""),
+        (WITH + "wait()", INT, False, ""),
+        (WITH + "wait()", TERM, True, ""),
+        (HANDLED + WITH + "wait()", TERM, False, ""),
+        ("listeners = harken.listen(bind); wait()", END, True, ""),
+        ("(sock,) = harken.listen(bind).sockets(); wait(); sock.close()", END, False, ""),
+        ("sock = harken.listen(bind)[0].to_socket(); wait(); sock.close()", END, True, ""),
+        (ASYNCIO + "asyncio.run(main(lambda serve: harken.asyncio.start_server(serve, bind)))", INT, False, ""),
+        (ASYNCIO + "asyncio.run(main(lambda serve: harken.asyncio.start_server(serve, bind)))", TERM, True, ""),
+        ("os.execv(sys.executable, [sys.executable, '-m', 'harken', 'serve', bind])", TERM, False, ""),
+        (UVICORN + "uvicorn.Server(config(loop='asyncio')).run(harken.listen(bind).sockets())", TERM, False, "uvicorn"),
+        (UVICORN + "uvicorn.Server(config(loop='uvloop')).run(harken.listen(bind).sockets())", TERM, True, "uvloop"),
+        (UVICORN + WITH + BY_NUMBER, TERM, True, "uvicorn"),
+        (UVICORN + WITH + BY_NUMBER, INT, False, "uvicorn"),
+        (UVICORN + HANDLED + WITH + BY_NUMBER, TERM, False, "uvicorn"),
+    ],
+)  # fmt: skip
+def test_who_removes_the_path(path: str, program: str, by: str, stays: bool, needs: str) -> None:
+    if needs:
+        pytest.importorskip(needs)
+        pytest.importorskip("uvicorn")
+    code = PREAMBLE + f"import harken, signal, time\nbind = {'unix:' + path!r}\n" + program
+    child = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with child:
+        serves = any(one in program for one in ("uvicorn", "asyncio", "serve"))
+        until(lambda: child.poll() is not None or is_there(path, answers=serves))
+        assert child.poll() is None
+        if by == END:
+            assert child.stdin is not None
+            child.stdin.close()
+        else:
+            child.send_signal(getattr(signal, by))
+        child.wait(30)
+    assert os.path.exists(path) == stays
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 40
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_there(path: str, *, answers: bool) -> bool:
+    """Is it, and where somebody answers, has he done so? Then he has his signal handlers, too."""
+    with socket.socket(socket.AF_UNIX) as client:  # type: ignore[attr-defined,unused-ignore]
+        client.settimeout(10)
+        try:
+            client.connect(path)
+        except OSError:
+            return False
+        try:
+            if answers:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                client.recv(1)
+        except ConnectionError:
+            pass  # closed with what it has not read
+    return True
