@@ -30,8 +30,8 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-VALUES = [row[0] for row in rows("What another value comes of")]
-NAMES = {row[0].strip("`"): row[1] for row in rows("What one has and the other has not")}
+VALUES = [row[0] for row in rows("The same name, another behaviour")]
+NAMES = {row[0].strip("`"): row[1] for row in rows("Names that only one of them has")}
 
 
 def public(kind: Kind) -> set[str]:
@@ -210,7 +210,7 @@ SHOWN: dict[str, tuple[Callable[[Kind], object] | str, str]] = {
     "`sendfile()` of a pipe": (piped, LINUX),
     "SO_RCVTIMEO on Windows": ("the value is alike", WIN),
     "MSG_WAITALL on Windows": ("test_eagain.py", WIN),
-    "the warning of one that was not closed": (unclosed, ""),
+    "the ResourceWarning of a socket that was not closed": (unclosed, ""),
     "audit events": (audited, ""),
 }  # fmt: skip
 
