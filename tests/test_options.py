@@ -1191,12 +1191,12 @@ def test_every_option_is_in_the_documentation() -> None:
     page = Path(__file__).parent.parent / "docs" / "options.md"
     parts = page.read_text(encoding="utf-8").split("\n## ")[1:]
     tables = {part.partition("\n")[0]: [line for line in part.splitlines() if line.startswith("|")] for part in parts}
-    for title in ("What each one is", "When it is set, and what connections have of it", "What others call it"):
+    for title in ("What each one sets", "When it is set, and what connections inherit", "What others call it"):
         first_cells = " ".join(line.split("|")[1] for line in tables[title])
         for short in ("interval", "count"):
             first_cells = first_cells.replace(f"`_{short}`", f"`keepalive_{short}`")
         assert [name for name in NAMES if f"`{name}`" not in first_cells] == [], title
     for here, column in ((LINUX, 3), (WINDOWS, 7)):
-        rows = [[cell.strip(" `") for cell in line.split("|")] for line in tables["What each one is"]]
+        rows = [[cell.strip(" `") for cell in line.split("|")] for line in tables["What each one sets"]]
         if here:
             assert {row[1] for row in rows if row[1] in CASES and row[column] != NONE} == set(OPTIONS)
