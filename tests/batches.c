@@ -204,6 +204,36 @@ static void a_listener_that_blocks(void)
     net_close(s);
 }
 
+/* All or none: the first listener was watched already when the second was refused, and wakes nobody. */
+static void half_armed(void)
+{
+#ifdef __linux__
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t both[2];
+    int outcome;
+    both[0] = listener(AF_INET, &address, &length);
+    both[1] = open("/dev/null", O_RDONLY | O_CLOEXEC); /* which epoll does not watch */
+    CHECK(both[1] >= 0 && net_engine_open(name, both, 2, &engine) == 0);
+    if (net_engine_arm(engine, 1) != 0) {
+        CHECK(!engine->armed);
+        join(&address, length, 1);
+        CHECK(waits(engine, 20, &outcome) == 0 && outcome == NET_TIMED_OUT);
+        net_engine_remove(engine, 1);
+        net_engine_calm(engine);
+        CHECK(net_engine_arm(engine, 1) == 0); /* and the next attempt finds nothing in its way */
+        CHECK(waits(engine, SOON, &outcome) == 0 && outcome == NET_READY);
+        take(engine, 3, 1, 0);
+        drop();
+        leave();
+    }
+    net_engine_close(engine);
+    net_close(both[0]);
+    close(both[1]);
+#endif
+}
+
 static void several(void)
 {
     enum { COUNT = 4 };
@@ -667,6 +697,7 @@ int main(void)
         batches(AF_UNIX); /* with a name that the kernel finds */
 #endif
         a_listener_that_blocks();
+        half_armed();
         several();
         no_descriptors();
         a_listener_that_is_gone();

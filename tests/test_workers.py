@@ -83,6 +83,39 @@ print("well")
 
 
 @posix_only
+@pytest.mark.parametrize("use", ["acceptor.close()", "acceptor.accept_many()", "acceptor.stats()"])
+def test_a_fork_closes_its_copies_of_what_the_parent_took(engine: str, use: str) -> None:
+    """Closed, not dropped: whoever drops an open socket is warned."""
+    code = (
+        FORK
+        + f"""
+import gc, warnings
+with harken.listen("127.0.0.1:0") as listeners:
+    acceptor = listeners.acceptor(engine={engine!r})
+    clients = [socket.create_connection(listeners[0].address) for _ in range(5)]
+    wait_until(lambda: listeners[0].stats().queued in (5, None))
+    first = next(acceptor)
+    def child():
+        warnings.simplefilter("error", ResourceWarning)
+        problems = []
+        sys.unraisablehook = problems.append
+        {use}
+        gc.collect()
+        assert not problems, problems
+    in_a_child(child)
+    acceptor.close()
+    taken = [first, *acceptor]
+    assert len(taken) == 5, taken
+    for client, conn in zip(clients, taken):
+        conn.sendall(b"!")
+        assert client.recv(1) == b"!"
+        conn.close()
+"""
+    )
+    python(code)
+
+
+@posix_only
 def test_a_fork_leaves_to_the_parent_what_the_parent_took(engine: str) -> None:
     code = (
         FORK
