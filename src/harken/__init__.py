@@ -1,33 +1,37 @@
 """harken: from a name to accepted connections.
 
-The map of the house, in the order of the flow:
+The modules, in the order in which a listener comes about:
 
-    _bind        what people write: ":8080", "[::1]:8080", "unix:/run/app.sock": `Bind`
+    _bind        the syntax of binds, ":8080", "[::1]:8080", "unix:/run/app.sock": `Bind`
+    _mistakes    what an error says of a text that is not a bind
     _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
-    _options     what may be asked of the sockets: `Options`
-    _listen      the story, name → addresses → socket → bind → listen: `listen`, `bind`
+    _options     the options of a listening socket: `Options`
     _plan        when each option is set
-    _listener    what a server holds: `Listeners`, `Listener`
-    _acceptor    the accept engine: batches, limits, overload: `Acceptor`         (compiled)
+    _in_force    options that the system accepted without putting them in force
+    _listen      name → addresses → socket → bind → listen: `listen`, `bind`      (compiled)
+    _listener    what these return: `Listeners`, `Listener`
+    _unix        unix sockets: who owns a path, and when it is removed
+    _paths       the steps in the directory of a unix socket                      (compiled)
+    _acceptor    accepting in batches, limits, overload: `Acceptor`               (compiled)
+    _overload    what is logged when descriptors run out
+    _stats       the length of the queues: `stats`; counters of an acceptor: `AcceptorStats`
     asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
     _hosts       what asyncio's host and port mean, as binds
     _transport   how a connection gets a transport of the loop
-    _aside       what can wait is done in a thread of its own
-    _overload    what the log is told when descriptors run out
-    _loading     what is loaded when: `preload`
-    _stats       how long the queues are: `stats`; what an acceptor did: `AcceptorStats`
-    _unix        unix sockets: whose a path is, and from when
-    _handover    the same as `socket.socket` objects, for other servers
-    _inherit     sockets that are there already: `adopt`, `from_systemd`
-    _errors      what went wrong, in which step, on which address: `ListenError`, `AddressInUseError`
-    _hints       what to do about it
+    _aside       what may wait runs in a thread, and not in the loop's
+    _handover    `socket.socket` objects for other servers
+    _inherit     inherited sockets: `adopt`, `from_systemd`
+    _errors      `ListenError`, `AddressInUseError`: which step failed, on which address
+    _hints       what the user can do about an error
+    _collision   binds of one call that conflict with each other
     _holders     who has an address: `holders`, `Holder`
-    _foresee     what a call would come to: all of it done, but listen(2), and undone
-    _collision   whether a call is in its own way
-    __main__     the command line; `_serve`, `_who`, `_check`: its commands
-
-and underneath `_system`: WSAStartup and WSACleanup, and the numbers.
+    _netlink     questions to Linux's kernel
+    _foresee     what `check` says: all steps but listen(2), made and undone
+    _loading     which modules are imported when: `preload`
+    _system      WSAStartup and WSACleanup, and the system's constants            (compiled)
+    _types       types that several modules use
+    __main__     the command line; its commands `_serve`, `_who`, `_check`; `_table` prints their rows
 """
 
 from ._acceptor import Acceptor
