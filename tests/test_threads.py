@@ -9,12 +9,27 @@ import contextlib
 import os
 import queue
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from wire import Call, clients, close_all, connection, fails, listening, python, receive, wait_for_queue, wait_until
+from wire import (
+    CHILD_ENVIRONMENT,
+    Call,
+    clients,
+    close_all,
+    connection,
+    fails,
+    listening,
+    python,
+    receive,
+    wait_for_queue,
+    wait_until,
+)
 
 import harken
 from machine import WINDOWS, posix_only
@@ -320,3 +335,15 @@ def test_addresses_are_read_while_they_are_closed() -> None:
                     assert len(found) == len(expected)
 
         at_once(read, read, found.close, found.close)
+
+
+@posix_only
+@pytest.mark.thread_unsafe(reason="runs in a child process")
+def test_a_storm_touches_no_strangers_number() -> None:
+    """storm.py, which runs longer by hand: no ENOTSOCK, and no file closed that is not ours."""
+    program = Path(__file__).with_name("storm.py")
+    child = subprocess.run(
+        [sys.executable, program, "2"], env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (child.returncode, child.stderr) == (0, ""), child.stdout
+    assert "ENOTSOCK: 0, files gone: 0" in child.stdout
