@@ -936,16 +936,19 @@ def test_who_removes_the_path(path: str, program: str, by: str, stays: bool, nee
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    serves = any(one in program for one in ("uvicorn", "asyncio", "serve"))
     with child:
-        serves = any(one in program for one in ("uvicorn", "asyncio", "serve"))
-        until(lambda: child.poll() is not None or is_there(path, answers=serves))
-        assert child.poll() is None
-        if by == END:
-            assert child.stdin is not None
-            child.stdin.close()
-        else:
-            child.send_signal(getattr(signal, by))
-        child.wait(30)
+        try:
+            until(lambda: child.poll() is not None or is_there(path, answers=serves))
+            assert child.poll() is None
+            if by == END:
+                assert child.stdin is not None
+                child.stdin.close()
+            else:
+                child.send_signal(getattr(signal, by))
+            child.wait(30)
+        finally:
+            child.kill()
     assert os.path.exists(path) == stays
 
 
