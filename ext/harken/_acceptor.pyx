@@ -200,7 +200,7 @@ cdef class Accepted(Socket):
 
 cdef class Acceptor:
     """Acceptor(listeners, *, batch=None, limit=None, on_overload="pause", engine=None)\n--\n\n\
-    Takes connections from one or many listeners: for a thread, or for an event loop.
+    Accepts connections from one or more listeners, for a thread or for an event loop.
 
     ::
 
@@ -209,33 +209,33 @@ cdef class Acceptor:
 
         loop.add_reader(acceptor.fileno(), ...)  # a loop: calls accept_many(), which never blocks
 
-    Any number of threads may use one acceptor, also by iteration: what one of them took is for all that wait.
+    Any number of threads may use one acceptor, also by iteration; a batch that one thread took is shared by all.
 
-    ``listeners`` are a `Socket`, or any number of them, that listen; they are borrowed, and taken from in turns. One
-    that is closed or given away is left out from then on; with the last one the acceptor ends, as by close().
+    ``listeners`` is a listening `Socket`, or several, which stay the caller's and are served in turns. One that is
+    closed or given away is left out from then on; when the last one is, the acceptor is closed.
 
-    ``batch`` is how many connections are taken at once at the most (None: 64 by accept_many(), 16 by iteration). A
-    small one shares the work better among processes that have the same listener. In a child of a fork, and with an
-    adopted listener, each full batch is followed by sched_yield(), so that the others come in between.
+    ``batch`` is the greatest number of connections accepted at once (None: 64 by accept_many(), 16 by iteration). A
+    small one shares the work more evenly among processes that share the listener. In a forked child, and with an
+    adopted listener, sched_yield() follows each full batch, to let the other processes accept.
 
-    ``limit`` is how many connections may be open at once: further clients wait in the system's queue, and are let in
-    when an eighth of the limit has become free. A connection that was given away with detach() or to_socket() counts
-    until release().
+    ``limit`` is how many connections may be open at once: further clients wait in the system's queue, and are accepted
+    when an eighth of the limit is free. A connection that was given away with detach() or to_socket() counts until
+    release().
 
     ``on_overload`` says what to do when the process or the system has no descriptors or no memory left (EMFILE, ENFILE,
-    ENOBUFS, ENOMEM; WSAEMFILE, WSAENOBUFS). "pause": clients wait in the queue; it is tried again after 10 ms, then
-    20, up to a second, and as soon as a connection from here is closed. "shed": clients are accepted and closed at
-    once, with a descriptor that is kept for this. Or a function ``(acceptor, error)`` that returns "pause" (or None),
-    "shed", or the seconds to pause; if it fails, sys.unraisablehook is told, and it pauses. The logger "harken" gets a
-    line a second at the most.
+    ENOBUFS, ENOMEM; WSAEMFILE, WSAENOBUFS). "pause": clients wait in the queue; accepting is tried again after 10 ms,
+    then 20, up to a second, and as soon as one of this acceptor's connections is closed. "shed": clients are accepted
+    and closed at once, with a descriptor that is kept for this. Or a function ``(acceptor, error)`` that returns
+    "pause" (or None), "shed", or the seconds to pause; if it raises, sys.unraisablehook is called, and the acceptor
+    pauses. The logger "harken" gets at most one message a second.
 
-    ``engine`` is how it is done: "io_uring" (Linux 6.15: epoll, and one request a batch), "accept4" (Linux: epoll and
-    accept4), "kqueue" (macOS and the BSDs: kevent and accept), "acceptex" (Windows: up to 32 requests a listener wait
-    in the kernel, and take connections out of the queue ahead of the question, though not beyond ``limit``) or
-    "accept" (everywhere: poll and accept). None: the best one that works and is allowed.
+    ``engine`` names the system calls to use: "io_uring" (Linux 6.15: epoll, and one request a batch), "accept4" (Linux:
+    epoll and accept4), "kqueue" (macOS and the BSDs: kevent and accept), "acceptex" (Windows: up to 32 requests a
+    listener wait in the kernel, and take connections out of the queue before they are asked for, but not beyond
+    ``limit``) or "accept" (everywhere: poll and accept). None: the best one that works and is allowed.
 
-    Raises TypeError or ValueError for what is no listener, does not listen or is named twice; OSError when the engine
-    cannot be had.
+    Raises TypeError or ValueError for what is not a listener, does not listen, or is given twice; OSError when the
+    engine does not work here.
     """
 
     cdef gauge_t *gauge  # a reference of its own
@@ -628,8 +628,8 @@ cdef class Acceptor:
     # ------------------------------------------------------------------ taking
 
     def accept_many(self, limit=None):
-        """The connections that wait, at most ``limit`` and at most a batch, as a list of non-blocking sockets. It does
-        not block: an empty list when nobody waits, while paused, and when the limit of open connections is reached.
+        """Accepts the connections that wait, at most ``limit`` and at most a batch: a list of non-blocking sockets.
+        Never blocks: the list is empty when none waits, while paused, and at the limit of open connections.
 
         Raises EBADF when the acceptor is closed, or its last listener is; OSError, once, for a listener that can accept
         no more (it is left out from then on).
@@ -859,8 +859,8 @@ cdef class Acceptor:
     # ------------------------------------------------------------------ waiting
 
     def wait(self, timeout=None):
-        """Waits until accept_many() would find something: True. False when ``timeout`` seconds are over, or when the
-        acceptor is closed. None waits for ever."""
+        """Waits until accept_many() would return connections, and returns True; False after ``timeout`` seconds, or
+        when the acceptor is closed. None waits for ever."""
         cdef double seconds = -1
         if timeout is not None:
             seconds = timeout
@@ -961,9 +961,9 @@ cdef class Acceptor:
         return error
 
     def fileno(self):
-        """What a loop can poll for reading: ready when accept_many() has something to do. On Linux an epoll descriptor,
-        on macOS and the BSDs a kqueue, on Windows a socket for select(); -1 when closed. Raises OSError where the
-        engine has none (the engine "accept")."""
+        """A descriptor that a loop can poll for reading: it is ready when accept_many() has something to do. On Linux
+        an epoll descriptor, on macOS and the BSDs a kqueue, on Windows a socket for select(); -1 when closed. Raises
+        OSError where the engine has none (the engine "accept")."""
         cdef net_socket_t handle
         cdef int error
         if self.shut:
@@ -986,8 +986,8 @@ cdef class Acceptor:
     # ------------------------------------------------------------------ from any thread
 
     def pause(self):
-        """From now on no connection is taken: clients wait in the system's queue. accept_many() returns an empty list,
-        and iteration waits; what it took in a batch before is held back, too."""
+        """Stops accepting until resume(): clients wait in the system's queue. accept_many() returns an empty list, and
+        iteration waits, also with what is left of its batch."""
         cdef bint busy = False
         self.usable()
         lock(self.gauge)
@@ -1018,7 +1018,8 @@ cdef class Acceptor:
 
     @cython.critical_section
     def release(self, n=1):
-        """``n`` connections that were given away with detach() or to_socket() are closed: they count no more."""
+        """Says that ``n`` connections that were given away with detach() or to_socket() are closed, and no longer
+        count."""
         cdef int count = at_least_one(n, "n")
         cdef long left = c.net_add(&self.gauge.given, -count)
         if left < 0:
@@ -1027,12 +1028,12 @@ cdef class Acceptor:
         count_down(self.gauge, count)
 
     def close(self):
-        """Ends accepting, and wakes whoever waits: iteration ends, accept_many() raises EBADF. What was taken out of
-        the system's queue already is still handed out before; what nobody asks for is closed when the acceptor is
-        dropped. The listeners stay open, and so do connections. A second time does nothing.
+        """Stops accepting and wakes the threads that wait: iteration ends, accept_many() raises EBADF. Connections that
+        were already taken out of the system's queue are returned first; those that nobody asks for are closed when the
+        acceptor is deleted. The listeners and the connections stay open. A second call does nothing.
 
-        A child of a fork gives up only its own: a server that forks for each connection calls it in the child, which
-        would keep the others of the batch open."""
+        In a forked child it closes only the child's copies: a server that forks for each connection calls it in the
+        child, which would otherwise keep the other connections of the batch open."""
         cdef net_socket_t taken[CHUNK]
         cdef int where[CHUNK]
         cdef int count = 0, obstacle

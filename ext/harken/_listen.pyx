@@ -203,24 +203,24 @@ congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=N
 group=None, configure=None)
 --
 
-From names to listening sockets, all or none.
+Opens listening sockets for all binds, or for none: getaddrinfo(), socket(2), bind(2), listen(2).
 
-Each bind names one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a host
-(``":8080"``, or just ``8080``) every address of both families, on two sockets that share one port. Port 0 lets the
-system choose, once for all addresses of a bind; of a range, ``":8000-8010"``, the first port is taken that is free on
-all of them. ``"unix:/run/app.sock"`` is a unix socket: see `harken._unix`. ``"fd://3"`` and ``"systemd:name"`` are
-sockets that are there already: see `adopt` and `from_systemd`. One that listens keeps its queue, unless a longer one is
-asked for; after an error they are as open as before.
+Each bind stands for one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a
+host (``":8080"``, or just ``8080``) for every address of both families, on two sockets that share one port. With port 0
+the system chooses one port for all addresses of a bind; of a range, ``":8000-8010"``, the first port that is free on
+all of them is taken. ``"unix:/run/app.sock"`` is a unix socket: see `harken._unix`. ``"fd://3"`` and ``"systemd:name"``
+are inherited sockets: see `adopt` and `from_systemd`. One that listens already keeps its queue, unless a longer one is
+asked for; after an error inherited sockets stay open.
 
-The options are told in `harken.Options`; a bind may have its own: ``":8080?backlog=64"``. They are checked before
-the first socket exists. ``backlog`` is how many connections may wait; by default as many as the system grants. Where it
-grants fewer than are asked for, a RuntimeWarning says what to change.
+`harken.Options` documents the options; a bind may have its own: ``":8080?backlog=64"``. They are checked before the
+first socket exists. ``backlog`` is how many connections may wait in the queue; by default as many as the system grants.
+If the system grants fewer than were asked for, a RuntimeWarning says what to change.
 
-The sockets have TCP_NODELAY on, which accepted connections inherit, are not inherited by child processes, and have on
-POSIX SO_REUSEADDR, on Windows SO_EXCLUSIVEADDRUSE. IPv6 sockets take IPv6 only.
+The sockets have TCP_NODELAY, which accepted connections inherit, and SO_REUSEADDR on POSIX, SO_EXCLUSIVEADDRUSE on
+Windows. Child processes do not inherit them. IPv6 sockets accept IPv6 only.
 
-Raises ValueError for a bind or an option that makes no sense, and ListenError, which is an OSError, for a step that
-failed.
+Returns `Listeners`. Raises TypeError or ValueError for an invalid bind or option, and ListenError, which is an OSError,
+when a step fails.
 """,
 )
 cdef c.PyMethodDef BIND = c.PyMethodDef(
@@ -235,13 +235,13 @@ congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=N
 group=None, configure=None)
 --
 
-Like listen(), but stops before it: the addresses are ours, and connections are refused until ``listen()`` of the
-result. A server that takes minutes to be ready finds out at once whether it can have its port.
+Like `listen`, but stops after bind(2): the addresses are reserved, and clients are refused until ``listen()`` of the
+result is called. So a server that takes minutes to be ready knows at once whether it can have its port.
 
-No other process can bind the addresses and listen on them meanwhile, and connections of an earlier server that are in
-TIME_WAIT are not in the way. For that, SO_REUSEADDR is on while Linux binds and off until it listens: two sockets that
-both have it may be bound to one address, and whoever calls listen(2) first wins. On Windows SO_EXCLUSIVEADDRUSE does
-the same; macOS and the BSDs refuse the second bind(2) by themselves.
+No other process can bind the addresses and listen on them meanwhile, and connections of an earlier server in TIME_WAIT
+do not prevent bind(2). For that, on Linux SO_REUSEADDR is on during bind(2), then off until listen(2): two sockets that
+both have it may be bound to one address, and the first that calls listen(2) gets it. On Windows SO_EXCLUSIVEADDRUSE has
+this effect; macOS and the BSDs always refuse the second bind(2).
 """,
 )
 _listening, _holding = Tools(False), Tools(True)

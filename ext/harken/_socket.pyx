@@ -380,8 +380,8 @@ cdef class Socket:
             c.net_raise(error)
 
     def accept(self):
-        """accept(2): waits for a connection and returns ``(Socket, address)``. The socket blocks, like the standard
-        library's; on Linux, FreeBSD and others it is made by accept4(SOCK_CLOEXEC).
+        """accept(2): waits for a connection and returns ``(Socket, address)``. The socket is blocking, as in the
+        standard library; on Linux, FreeBSD and others it is made by accept4(SOCK_CLOEXEC).
 
         Connections that died in the queue are passed over. Raises TimeoutError, BlockingIOError when non-blocking and
         nothing waits, EBADF when the socket is closed meanwhile, EMFILE when descriptors have run out.
@@ -420,8 +420,8 @@ cdef class Socket:
                 c.net_raise(error)
 
     def accept_many(self, Py_ssize_t limit=64):
-        """All connections that wait, up to ``limit``, as a list of non-blocking sockets. One trip into C takes up to 64
-        of them with the GIL released; nobody's address is asked for, `getpeername()` tells it when it matters.
+        """Accepts the connections that wait, up to ``limit``: a list of non-blocking sockets. Up to 64 at a time are
+        accepted in C with the GIL released; for a client's address, call its `getpeername()`.
 
         A blocking socket waits for the first (with a timeout: no longer, then TimeoutError); a non-blocking one with
         nothing queued returns an empty list. An error after the first connection is kept for the next call.
@@ -520,8 +520,8 @@ cdef class Socket:
             c.net_raise(error)
 
     def connect_ex(self, address):
-        """Like connect(), but returns the error number, 0 for none; when the time is over EAGAIN, as for a socket that
-        does not wait. An address that cannot be used still raises."""
+        """Like connect(), but returns the error number, or 0; EAGAIN when the timeout is over. An address that cannot
+        be used still raises."""
         cdef int error = self.connect_to(address)
         return c.NET_EWOULDBLOCK if error == TIMED_OUT else error
 
@@ -771,7 +771,7 @@ cdef class Socket:
             PyBuffer_Release(&view)
 
     def sendall(self, data, flags=0):
-        """send(2) until all of ``data`` is sent. The timeout holds for the whole."""
+        """send(2) until all of ``data`` is sent. The timeout limits the whole call."""
         cdef Py_buffer view
         cdef transfer_t what
         cdef size_t done
@@ -1046,7 +1046,7 @@ cdef class Socket:
 
     @cython.critical_section
     def get_inheritable(self):
-        """Would a child process have this socket too?"""
+        """True if child processes inherit this socket."""
         cdef int on = 0, error
         self.must_be_open()
         error = c.net_is_inheritable(self.handle, &on)
@@ -1056,7 +1056,7 @@ cdef class Socket:
 
     @cython.critical_section
     def set_inheritable(self, inheritable):
-        """Whether child processes have this socket too."""
+        """Says whether child processes inherit this socket."""
         cdef int error, on = int_of(inheritable, "inheritable")
         self.must_be_open()
         error = c.net_inheritable(self.handle, on != 0)
@@ -1099,8 +1099,8 @@ cdef class Socket:
         return 0
 
     def dup(self):
-        """A second socket on the same connection: dup(2), on Windows WSADuplicateSocketW(). Not inheritable. What
-        stands beside the handle is copied, a timeout for one; a listener's twin is a listener, which removes no path.
+        """A second object for the same socket: dup(2), on Windows WSADuplicateSocketW(). Not inheritable. Its timeout
+        is this one's; of a listener it is a listener with the same options, whose close() removes no path.
         """
         cdef int error
         cdef Socket twin
@@ -1117,11 +1117,11 @@ cdef class Socket:
         return twin
 
     def close(self):
-        """Closes the handle: close(2), on Windows closesocket(). A second time does nothing.
+        """Closes the handle: close(2), on Windows closesocket(). A second call does nothing.
 
-        Calls that other threads have in flight end first: a wait in accept() through its waker, a blocking send() or
-        recv() through shutdown(2) of the connection. They raise EBADF there. While a file object of makefile() is open,
-        the handle stays open, too, and the last one closes it.
+        Calls of other threads that are still running are ended first, accept() by waking it, a blocking send() or
+        recv() by shutdown(2) of the connection; they raise EBADF. While a file object from makefile() is open the
+        handle stays open, and the last of these to be closed closes it.
         """
         cdef int error
         if self.waits_for_files():
@@ -1139,7 +1139,8 @@ cdef class Socket:
         return shut_socket(self)
 
     def detach(self):
-        """Gives the handle away, open, in the mode that the timeout says; this object is closed. -1 when it was."""
+        """Returns the handle, open and in the mode that the timeout says, and closes this object; -1 if it was
+        closed."""
         cdef net_socket_t handle
         cdef int error = 0
         if self.handle != c.NET_INVALID:
@@ -1162,7 +1163,7 @@ cdef class Socket:
         return handle
 
     def to_socket(self):
-        """Moves the handle into a new ``socket.socket`` of the standard library; this object is closed. When it fails,
+        """Moves the handle into a new ``socket.socket`` of the standard library and closes this object. If it fails,
         nothing has moved."""
         self.must_be_open()
         will_move(self, "to_socket()")

@@ -366,12 +366,13 @@ cdef int detach_foreign(object given, Socket made, net_socket_t handle, type pla
 def adopt(fd_or_socket):
     """Takes over a socket that listens, or one that is bound and can listen later.
 
-    A number is a file descriptor, on Windows a SOCKET. An object gives it away by its ``detach()``, as a
-    ``socket.socket`` and a `harken.Socket` do; what one of ours has beside it goes with it: the backlog for listen(),
-    what its connections are given, the path that close() removes. The socket is not inherited by child processes from
-    now on, and TCP sockets get TCP_NODELAY, which their connections inherit.
+    A number is a file descriptor, on Windows a SOCKET. Of an object, such as a ``socket.socket`` or a `harken.Socket`,
+    ``detach()`` is called; a harken listener also hands over its options, its backlog for listen(), and the path that
+    close() removes. From now on child processes do not inherit the socket. TCP sockets get TCP_NODELAY, which their
+    connections inherit.
 
-    Raises ListenError for what cannot listen: no socket, a datagram socket, a connection, a socket without an address.
+    Returns a `Listener`. Raises ListenError for what cannot listen: something else than a socket, a datagram socket, a
+    connection, a socket without an address.
     """
     from harken._inherit import _taken, failed, fitting
     cdef Socket made

@@ -45,11 +45,11 @@ _Mapping = type(type.__dict__)  # types.MappingProxyType, without the import
 
 
 class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | None", str, "_Pairs", "int | None"]):
-    """One bind, read. Raises ValueError for a text that is none: it shows the text, the place and what is wrong.
+    """A bind, parsed. Raises ValueError for a text that is not a bind; the error shows the text, the place and the
+    mistake.
 
-    A bind is a value: it cannot be changed, and it is equal to another when both mean the same, however they are
-    written, so that a set or a dictionary of binds holds each once. `url` is the one form of all that are equal. Names
-    are not resolved for this: ``localhost:http`` and ``127.0.0.1:80`` are two.
+    A bind is immutable and hashable. Two binds are equal if they mean the same, however they are written; `url` is the
+    canonical form. Names are not resolved for this: ``localhost:http`` and ``127.0.0.1:80`` differ.
     """
 
     # Inside: (host, port, family, text, target, last port of a range, scheme, options, scope id). The story reads it by

@@ -39,8 +39,8 @@ else:
 class ListenError(OSError):
     """A step on the way to a listening socket failed.
 
-    The class of the plain error is kept beside it: where bind() was refused, this is a PermissionError too; where a
-    name could not be resolved, a socket.gaierror. ``errno``, on Windows ``winerror``, and ``strerror`` are the
+    It is also an instance of the plain error's class: a PermissionError where bind() was not permitted, a
+    socket.gaierror where a name could not be resolved. ``errno``, on Windows ``winerror``, and ``strerror`` are the
     system's.
     """
 
@@ -94,7 +94,7 @@ class ListenError(OSError):
 
 
 class AddressInUseError(ListenError):
-    """Somebody else has the address: EADDRINUSE, and on Windows also WSAEACCES, which is a PermissionError too."""
+    """The address is in use: EADDRINUSE, and on Windows also WSAEACCES, which is a PermissionError too."""
 
     _bind = ""
     """The bind that failed."""
@@ -107,24 +107,24 @@ class AddressInUseError(ListenError):
 
     @property
     def holders(self) -> list[_holders.Holder]:
-        """Whose the sockets are that stand in the way, as far as can be told: those of other calls and of other
-        processes, as it is when it is first asked for. See `harken.holders`."""
+        """The processes whose sockets are in the way, this one included, as far as the system tells. Looked up when
+        first read. See `harken.holders`."""
         return self._finding.holders
 
     @property
     def cause(self) -> str:
-        """Why it cannot be had, as it is when it is first asked for.
+        """Why the address cannot be had. Looked up when first read.
 
-        ``twice``      the same call of listen() or bind() wants it twice
-        ``listener``   another socket listens there
-        ``wildcard``   a socket has an address that stands for this one, or that this one stands for
-        ``v6only``     a socket of one family takes the other too
-        ``inherited``  a child has what its parent made
-        ``bound``      a socket has it that does not listen
-        ``time-wait``  connections have it that are ending
-        ``hidden``     a process has it that may not be looked into
-        ``excluded``   Windows keeps the port for itself
-        ``unknown``    nobody is seen to have it, or there is no way to see
+        ``twice``      two binds of the same call of listen() or bind() want it
+        ``listener``   another socket listens on it
+        ``wildcard``   a socket has a wildcard that includes it, or an address that this wildcard includes
+        ``v6only``     an IPv6 socket that also accepts IPv4 has it, or this one is such a socket
+        ``inherited``  a child process has the socket, inherited from its parent
+        ``bound``      a socket is bound to it and does not listen
+        ``time-wait``  only connections that are being closed have it
+        ``hidden``     a process has it that this one may not look into
+        ``excluded``   Windows reserves the port
+        ``unknown``    no process is seen to have it, or the system does not tell
         """
         return self._finding.cause
 

@@ -57,16 +57,15 @@ Holder.__module__ = "harken"
 
 
 def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]:
-    """Who has this address: a bind as `harken.listen` reads it, an address as ``getsockname()`` gives it, or the path
-    of a unix socket (``/run/app.sock``, ``unix:/run/app.sock``, ``@abstract``).
+    """Lists the processes that have this address: a bind as `harken.listen` reads it, an address as ``getsockname()``
+    returns it, or the path of a unix socket (``/run/app.sock``, ``unix:/run/app.sock``, ``@abstract``).
 
-    A wildcard stands for each of its addresses, on both sides. Sockets that are bound to another interface than that of
-    the bind (``:8080?interface=eth0``) are in nobody's way, and not told. Listening sockets come first. A process is
-    told once for each address and state, however many connections it has. What another user's process has is told with
-    ``pid=None``, where this one may not look into it.
+    A wildcard, in ``bind`` or of a socket, matches each of its addresses. Sockets bound to another interface than that
+    of the bind (``:8080?interface=eth0``) are left out. Listening sockets come first. A process is listed once for each
+    address and state, however many connections it has; with ``pid=None`` if this process may not look into it.
 
-    Raises ValueError for a bind that cannot be read, and OSError where nothing tells who has what (without Linux and
-    without psutil), or a name has no address.
+    Raises ValueError for an invalid bind, and OSError if the system cannot tell (it is not Linux, and psutil is
+    missing) or a name has no address.
     """
     wanted = _wanted(bind)
     found = (

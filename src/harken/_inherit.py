@@ -100,14 +100,15 @@ _choosing = RLock()  # so that of two threads only one has it
 
 
 def from_systemd(*names: str) -> Listeners:
-    """The sockets that systemd passed, as sd_listen_fds(3) tells: those with these names, in this order; or all.
+    """The sockets that systemd passed, as sd_listen_fds(3) does: those with these names, in this order; without names,
+    all.
 
-    Several sockets may have one name. What is not asked for stays open for a later call, and so do datagram sockets
-    (ListenDatagram=) beside others that can listen. All of them are marked close-on-exec, and LISTEN_PID,
-    LISTEN_PIDFDID, LISTEN_FDS and LISTEN_FDNAMES leave the environment, so that no child takes them for its own.
+    Several sockets may have one name. Sockets with other names stay open for a later call, and so do datagram sockets
+    (ListenDatagram=) passed along with others that can listen. All are marked close-on-exec, and LISTEN_PID,
+    LISTEN_PIDFDID, LISTEN_FDS and LISTEN_FDNAMES are removed from the environment, so that no child process uses them.
 
-    Raises ListenError when nothing was passed, or not to this process, or no socket has the name. A descriptor that is
-    close-on-exec already was not passed: it is one that this process has opened.
+    Raises ListenError when no socket was passed to this process, or none has the name. A descriptor that is
+    close-on-exec already was opened by this process and not passed: ListenError too.
     """
     found: list[Listener] = []
     try:

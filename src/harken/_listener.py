@@ -24,7 +24,7 @@ else:
 
 
 class Listener(Socket):
-    """One listening socket: a `Socket` that knows what it is. It blocks at first, as the standard library's do."""
+    """A listening socket: a `Socket` with its address, options and backlog. It is blocking at first."""
 
     __slots__ = ("_was",)
 
@@ -34,8 +34,8 @@ class Listener(Socket):
     @property
     def address(self) -> _types.Address:
         """Where it listens: ``(host, port)``, or ``(host, port, flowinfo, scope_id)`` for IPv6, ``(cid, port)`` for
-        vsock; for a unix socket its path as a str, an abstract name with the NUL in front. Where its handle was given
-        away, by `to_socket()` for one, this is remembered, as are ``port``, ``url`` and ``backlog``."""
+        vsock; for a unix socket its path as a str, an abstract name with the NUL in front. It stays known when the
+        handle is given away, for instance by `to_socket()`, as do ``port``, ``url`` and ``backlog``."""
         if given_by(self):
             return self._was[0]
         address: _types.Address | bytes = self.getsockname()
@@ -76,16 +76,16 @@ class Listener(Socket):
 
     @property
     def options(self) -> typing.Mapping[str, object]:
-        """The options that were asked for, as the system has them now: it rounds some, and caps others."""
+        """The options that were asked for, with the values that the system has now: it rounds some, and caps others."""
         asked = carried(self)[0]
         granted = None if asked < 0 else self.backlog
         return {} if asked < 0 else {"backlog": asked if granted is None else granted}
 
     def listen(self, backlog: int | None = None) -> None:
-        """From now on connections are accepted: `Socket.listen`. One that listens already is left alone, unless a
-        longer queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket.
+        """listen(2): from now on clients can connect. If the socket listens already, nothing happens unless a longer
+        queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket.
 
-        Raises ListenError. Where the system grants a shorter queue than is asked for, a RuntimeWarning says what to
+        Raises ListenError. If the system grants a shorter queue than was asked for, a RuntimeWarning says what to
         change."""
         warn_if_less([(self, self._begin(backlog))], level=3)
 
@@ -146,28 +146,30 @@ class Listener(Socket):
 
 
 class Listeners(tuple[Listener, ...]):
-    """The listeners of one `harken.listen`, in the order of its binds: a sequence, and a context that closes them."""
+    """The listeners of one `harken.listen`, in the order of its binds: a tuple, and a context manager that closes
+    them."""
 
     __slots__ = ()
 
     @property
     def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
-        """Addresses that a name or a wildcard stands for, but whose family this machine has not, with the error, whose
-        text says why: IPv6 is disabled, no interface has it, the system was built without it."""
+        """Addresses of a name or a wildcard that were skipped because this machine lacks their family, each with the
+        error, whose text says why: IPv6 is disabled, no interface has it, the system was built without it."""
         return ()
 
     @property
     def port(self) -> int:
-        """The one port that all share which have one. Raises ValueError when there are several, or none."""
+        """The port, if all listeners that have a port share it. Raises ValueError if there are several ports, or
+        none."""
         ports = {listener.port for listener in self if family_of(listener) in (AF_INET, AF_INET6)}
         if len(ports) != 1:
             raise ValueError(f"these listeners have {len(ports) or 'no'} ports: {', '.join(map(str, self))}")
         return ports.pop()
 
     def listen(self, backlog: int | None = None) -> None:
-        """After `harken.bind`: from now on connections are accepted. ``backlog`` goes over what bind() was given.
+        """After `harken.bind`: calls `Listener.listen` for each. ``backlog`` overrides that of `harken.bind`.
 
-        Raises ListenError when one cannot listen; those before it do then, those behind it do not. Warns as
+        Raises ListenError when one cannot listen; those before it listen then, those after it do not. Warns as
         `Listener.listen` does, once for all.
         """
         warn_if_less([(listener, listener._begin(backlog)) for listener in self], level=3)
@@ -180,7 +182,7 @@ class Listeners(tuple[Listener, ...]):
         on_overload: _types.OnOverload = "pause",
         engine: str | None = None,
     ) -> _acceptor.Acceptor:
-        """What takes connections from all of them, in batches, and survives running out of descriptors: `Acceptor`."""
+        """Returns an `Acceptor` for all of them, which accepts in batches and survives running out of descriptors."""
         from ._acceptor import Acceptor
 
         return Acceptor(self, batch=batch, limit=limit, on_overload=on_overload, engine=engine)

@@ -90,15 +90,15 @@ def for_hand_over() -> bool:
 
 
 def preload() -> None:
-    """Loads everything that harken may need later on: for errors and their hints, options, overload, and sockets that
+    """Imports every module that harken may need later: for errors and their hints, options, overload, and sockets that
     are handed over to other servers.
 
-    Call it before this process loses access to Python's files: before chroot(2), setuid(2), a sandbox, or a limit on
-    descriptors that may be reached. Without it everything still works as long as those files can be read; where they
-    cannot, a call fails with an OSError that says so, and errors come without their hints and holders.
+    Call it before this process loses access to Python's files (chroot(2), setuid(2), a sandbox), or may run out of
+    descriptors. Without it, harken imports these modules when it needs them; if they cannot be read then, the call
+    fails with an OSError that says so, and errors have no hints and holders.
 
-    It takes some 100 milliseconds once, and nothing after that; any thread may call it. `harken.asyncio` is not
-    imported by it. Raises OSError when a module cannot be loaded.
+    The first call takes some 100 milliseconds, later ones nothing; any thread may call it. It does not import
+    `harken.asyncio`. Raises OSError when a module cannot be loaded.
     """
     for part in PARTS:
         load(f"harken.{part}")

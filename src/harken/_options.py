@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of one call, checked and frozen. None leaves an option as it is by default.
+    """The options of one call, checked and frozen. None leaves an option at its default.
 
-    Numbers have the system's own units. What makes no sense on any system is a TypeError or a ValueError. What this
-    system lacks is refused by `harken.listen` with a ListenError that is an io.UnsupportedOperation, and so a
-    ValueError too, and that names the option and the system. All of it before a socket exists.
+    Numbers are in the system's own units. A value that is invalid on every system is a TypeError or a ValueError. For
+    an option that this system lacks, `harken.listen` raises a ListenError that is also an io.UnsupportedOperation (and
+    so a ValueError), which names the option and the system. All options are checked before a socket exists.
     """
 
     backlog: int | None = None

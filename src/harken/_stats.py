@@ -20,8 +20,8 @@ else:
 
 
 class ListenerStats:
-    """What the system tells of a listener; None for what it does not tell. Counters begin when the socket is made, and
-    those of the namespace with it; it is the change between two readings that tells something."""
+    """Figures of a listener; None where the system does not report one. The counters start when the socket is made,
+    those of the namespace when the namespace is: compare two readings."""
 
     __slots__ = ("backlog", "drops", "namespace_drops", "namespace_overflows", "overflows", "queued")
 
@@ -30,8 +30,8 @@ class ListenerStats:
     backlog: int | None
     """How many may wait: Linux, FreeBSD. When it is full, Linux leaves clients to try again, Windows refuses them."""
     overflows: int | None
-    """At the most how often a connection found the queue of this TCP listener full: Linux. Of a listener it counts only
-    the drops, for whatever reason, and overflows in its whole network namespace: it is the smaller of the two."""
+    """How often, at most, a connection found the queue of this TCP listener full: Linux. For one listener Linux counts
+    only drops, for any reason, and overflows only for the whole network namespace: this is the smaller of the two."""
     drops: int | None
     """How often this TCP listener dropped a connection, because its queue was full or for any other reason: Linux."""
     namespace_overflows: int | None
@@ -64,14 +64,14 @@ _OF_LISTENERS = ("queued", "backlog", "overflows", "drops", "namespace_overflows
 
 
 class AcceptorStats:
-    """What an `Acceptor` has done so far; a value that does not change. It is imported before descriptors run out."""
+    """Counters of an `Acceptor`, as they were when it was asked."""
 
     __slots__ = ("accepted", "engine", "failed", "high_water", "open", "paused", "pauses", "shed")
 
     accepted: int
-    """Connections that it took."""
+    """Connections that were accepted."""
     open: int
-    """Those that are open now, or were given away and not released."""
+    """Connections that are open now, or were given away and not released."""
     high_water: int
     """The most that were open at once."""
     shed: int
@@ -121,10 +121,10 @@ _FACTS = ("accepted", "open", "high_water", "shed", "failed", "pauses", "paused"
 
 
 def stats(listener: _types.HasFileno | int) -> ListenerStats:
-    """The accept queue of a listener, of any object with a ``fileno()``, or of a handle.
+    """The state of the accept queue of a listener, of any object with a ``fileno()``, or of a handle.
 
-    On Linux by getsockopt(TCP_INFO, SO_MEMINFO) and /proc/net/netstat, for a unix socket by sock_diag(7); on FreeBSD by
-    SO_LISTENQLEN. Raises OSError for what is no open socket.
+    Read on Linux by getsockopt(TCP_INFO, SO_MEMINFO) and from /proc/net/netstat, for a unix socket by sock_diag(7); on
+    FreeBSD by SO_LISTENQLEN. Raises OSError for what is not an open socket.
     """
     handle: Any = listener if isinstance(listener, Socket) else getattr(listener, "fileno", lambda: listener)()
     queued, backlog = queue(handle)

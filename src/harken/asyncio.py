@@ -116,9 +116,9 @@ async def start_server(
     configure: Callable[[Socket, Address], object] | None = None,
     **kwds: Never,
 ) -> Server:
-    """``asyncio.start_server()`` over the accept engine: ``client_connected_cb(reader, writer)``, a function or a
-    coroutine function, is called for each connection; when it fails, the connection is closed. ``limit`` is what it is
-    there, how much a StreamReader buffers; how many connections may be open at once is ``max_open``. The rest:
+    """``asyncio.start_server()`` over `harken.Acceptor`: ``client_connected_cb(reader, writer)``, a function or a
+    coroutine function, is called for each connection; if it raises, the connection is closed. ``limit`` is asyncio's,
+    how much a StreamReader buffers; ``max_open`` is how many connections may be open at once. For the rest see
     `create_server`."""
     given = locals()
     _refuse(kwds, start_server, "start_server()")
@@ -211,12 +211,12 @@ async def create_server(
     configure: Callable[[Socket, Address], object] | None = None,
     **kwds: Never,
 ) -> Server:
-    """``loop.create_server()`` over the accept engine, for the running loop.
+    """``loop.create_server()`` over `harken.Acceptor`, for the running loop.
 
-    ``host`` and ``port`` are asyncio's; a wildcard with port 0 has one port for both families. Without a port, ``host``
-    may also be a bind (``":8080"``, ``"unix:/run/app.sock"``, ``8080``), listeners as `harken.listen` and `harken.bind`
-    return them, or a sequence of binds; ``("127.0.0.1", 8080)`` is refused, for as a sequence it would be every
-    address with that port. Names are looked up by ``loop.getaddrinfo()``. ``sock`` may be a ``socket.socket``, a
+    ``host`` and ``port`` are asyncio's; a wildcard with port 0 gets one port for both families. Without a port,
+    ``host`` may also be a bind (``":8080"``, ``"unix:/run/app.sock"``, ``8080``), a sequence of binds, or what
+    `harken.listen` or `harken.bind` returned; ``("127.0.0.1", 8080)`` is refused, as it would be two binds, of which
+    8080 is every address. Names are looked up by ``loop.getaddrinfo()``. ``sock`` may be a ``socket.socket``, a
     `harken.Socket`, or several. Listeners and ``sock`` belong to the server: it closes them.
 
     ``backlog``: by default the queue is as long as the system grants, or as it is already. A number never shortens the
@@ -230,9 +230,9 @@ async def create_server(
     is the name that `start_server` has, where ``limit`` is asyncio's. ``batch``, ``on_overload``, ``engine``: see
     `harken.Acceptor`.
 
-    What can wait, the path of a unix socket for one, is made in a thread; so ``configure`` may be called in one.
+    What may wait, such as making the path of a unix socket, runs in a thread; ``configure`` may be called there.
 
-    Raises ValueError and TypeError for what asyncio refuses, and ListenError, an OSError, for an address that cannot be
+    Raises ValueError or TypeError for invalid arguments, and ListenError, which is an OSError, if an address cannot be
     had; nothing stays open then.
     """
     given = locals()
@@ -473,11 +473,11 @@ class Server(asyncio.AbstractServer):
 
     @property
     def acceptor(self) -> Acceptor | None:
-        """What takes the connections, while it serves: to pause it, and for its counters."""
+        """The `harken.Acceptor`, while the server serves: to pause it, or read its counters."""
         return self._acceptor
 
     async def start_serving(self) -> None:
-        """Listens, and takes connections from now on; nothing happens if it does so already."""
+        """Starts to listen and accept, if it has not yet."""
         await _explained(self._begin())
 
     async def _begin(self) -> None:
@@ -540,8 +540,8 @@ class Server(asyncio.AbstractServer):
         self._descriptor, self._anchor = -1, None
 
     async def serve_forever(self) -> None:
-        """Serves until it is closed, or the task that waits here is cancelled. That closes it, too, and does not wait
-        for the clients, which may be there for as long as they like."""
+        """Serves until the server is closed, or this task is cancelled, which closes the server without waiting for its
+        clients."""
         if self._forever is not None:
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
         self._must_be_open()
@@ -557,7 +557,7 @@ class Server(asyncio.AbstractServer):
             self._forever = None
 
     def close(self) -> None:
-        """Ends accepting and closes the listeners. Connections stay open. A second time does nothing.
+        """Stops accepting and closes the listeners. Connections stay open. A second call does nothing.
 
         While the loop runs, unix sockets are closed and their paths removed in a thread, which `wait_closed` waits for.
         """
@@ -612,7 +612,7 @@ class Server(asyncio.AbstractServer):
             await leaver
 
     def close_clients(self) -> None:
-        """Closes all connections, when what was written is sent."""
+        """Closes all connections, each after what was written to it is sent."""
         self._each("close")
 
     def abort_clients(self) -> None:
@@ -624,7 +624,8 @@ class Server(asyncio.AbstractServer):
             held.end(what)
 
     async def wait_closed(self) -> None:
-        """Until the server is closed and all of its connections are: on every Python, as since 3.12.1."""
+        """Waits until the server and all of its connections are closed, on every Python as asyncio does since
+        3.12.1."""
         if self._waiters is None:
             return
         waiter = self._loop.create_future()
