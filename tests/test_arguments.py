@@ -49,7 +49,7 @@ class Fresh(tuple):  # type: ignore[type-arg]
     + ([(socket.AF_INET6, "::1")] if HAS_IPV6 else []),
     ids=str,
 )
-def test_an_address_is_what_stands_in_the_tuple(kind: Kind, call: str, family: int, host: Any) -> None:
+def test_the_parts_of_an_address_are_read_once(kind: Kind, call: str, family: int, host: Any) -> None:
     """As the standard library reads it: not what a subclass answers, and fresh each time."""
     with kind(family) as listener, kind(family) as sock:
         listener.bind((host, 0))
@@ -142,7 +142,7 @@ class Lying(int):
     __gt__ = __le__ = __ge__ = __lt__
 
 
-def test_numbers_are_what_they_are_and_not_what_they_say() -> None:
+def test_a_subclass_of_int_cannot_change_its_value() -> None:
     with harken.Socket() as sock:
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(ValueError, match="backlog"):
@@ -156,7 +156,7 @@ def test_numbers_are_what_they_are_and_not_what_they_say() -> None:
 
 @posix_only
 @pytest.mark.parametrize("form", [bytes, bytearray, str])
-def test_a_path_that_changes_its_mind(form: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_path_is_read_once(form: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:
     class Other(bytes):
         def __bytes__(self) -> bytes:
             return b"elsewhere" * 100  # noqa: PLE0308  what ruff does not work out
@@ -200,7 +200,7 @@ def test_a_name_that_idna_makes_short_enough_is_no_error_of_length() -> None:
     ],
     ids=["254", "a million", "bytes", "idna", "a service"],
 )
-def test_what_is_too_long_for_dns_is_not_asked_for(host: Any, port: Any) -> None:
+def test_a_host_too_long_for_dns_is_not_looked_up(host: Any, port: Any) -> None:
     with pytest.raises(socket.gaierror) as caught:
         harken.getaddrinfo(host, port)
     assert len(str(caught.value)) < 1000
@@ -277,7 +277,7 @@ def meant(name: str, shapes: tuple[str, ...]) -> bool:
 @posix_only
 @pytest.mark.parametrize("name", TAKES)
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
-def test_arguments_of_any_shape_are_taken_or_refused_alike(
+def test_arguments_are_accepted_or_refused_as_by_the_stdlib(
     name: str, closed: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,7 @@ def factory(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_places_are_given_back_whenever_a_task_begins(way: Way, factory: Any) -> None:
+def test_a_closed_connection_frees_its_place_whenever_its_task_starts(way: Way, factory: Any) -> None:
     if factory and way.name == "uvloop":
         pytest.skip("what uvloop hands to a task factory differs from version to version")
 
@@ -85,7 +85,7 @@ def test_places_are_given_back_whenever_a_task_begins(way: Way, factory: Any) ->
     way.run(test)
 
 
-def test_places_are_given_back_on_a_loop_that_makes_no_transports(
+def test_a_closed_connection_frees_its_place_on_a_loop_without_transports(
     factory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lacking(asyncio.SelectorEventLoop):
@@ -214,7 +214,7 @@ def test_a_hand_over_that_is_interrupted_at_any_line_leaves_one_owner_or_none(wa
 # ---------------------------------------------------------------------- servers that nobody keeps
 
 
-def test_a_server_that_nobody_keeps_serves_on(way: Way) -> None:
+def test_a_server_without_references_keeps_serving(way: Way) -> None:
     """asyncio's does, for its loop refers to what it reads from."""
 
     async def test() -> None:
@@ -257,7 +257,7 @@ def test_a_server_ends_with_its_loop(way: Way, closed: bool) -> None:
         time.sleep(0.001)
 
 
-def test_a_server_that_is_closed_leaves_nothing_with_its_loop(way: Way) -> None:
+def test_a_closed_server_leaves_nothing_registered_with_its_loop(way: Way) -> None:
     async def test() -> None:
         server = await way.start_server(echo, "127.0.0.1", 0)
         assert await ask(address_of(server)) == b"hello"
@@ -315,7 +315,7 @@ else:
 @pytest.mark.parametrize("how", ["alone", "with"])
 @pytest.mark.parametrize("kind", ["streams", "protocol"])
 @pytest.mark.parametrize("loop", ["selector", "thread", WAYS[3]])
-def test_control_c_ends_it_while_clients_are_idle(loop: str, kind: str, how: str) -> None:
+def test_control_c_ends_a_server_while_clients_are_idle(loop: str, kind: str, how: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVES, loop, kind, how], env=CHILD_ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -333,7 +333,7 @@ def test_control_c_ends_it_while_clients_are_idle(loop: str, kind: str, how: str
             child.kill()
 
 
-def test_to_cancel_serve_forever_leaves_the_clients_and_waits_for_none(way: Way) -> None:
+def test_cancelling_serve_forever_does_not_wait_for_clients(way: Way) -> None:
     async def test() -> None:
         server = await way.start_server(echo, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*address_of(server))
@@ -356,7 +356,7 @@ def test_to_cancel_serve_forever_leaves_the_clients_and_waits_for_none(way: Way)
 
 
 @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
-def test_an_error_in_its_context_is_not_held_up_by_clients(way: Way, error: type[BaseException]) -> None:
+def test_an_error_in_the_servers_context_does_not_wait_for_clients(way: Way, error: type[BaseException]) -> None:
     async def test() -> None:
         server = await way.start_server(echo, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*address_of(server))

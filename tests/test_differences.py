@@ -220,7 +220,7 @@ def test_every_row_is_shown() -> None:
 
 
 @pytest.mark.parametrize("what", SHOWN)
-def test_each_difference_is_one(what: str) -> None:
+def test_each_row_is_a_real_difference(what: str) -> None:
     check, where = SHOWN[what]
     if isinstance(check, str):
         pytest.skip(check)

@@ -116,7 +116,7 @@ def test_eagain_means_what_it_means_to_the_stdlib(call: str, flags: int, timeout
 
 
 @posix_only
-def test_is_the_client_still_there(kind: Kind) -> None:
+def test_peeking_without_waiting_tells_whether_the_client_is_there(kind: Kind) -> None:
     with connection(kind) as (client, server):
         with pytest.raises(BlockingIOError):
             server.recv(1, socket.MSG_PEEK | DONTWAIT)
@@ -148,7 +148,7 @@ def test_without_a_limit_it_waits_for_ever(call: str) -> None:
 @pytest.mark.parametrize("call", OURS)
 @pytest.mark.parametrize("seconds", [0, LIMIT])
 @pytest.mark.parametrize("blocks", [True, False])
-def test_the_mode_that_others_gave_it_changes_nothing(call: str, seconds: float, blocks: bool) -> None:
+def test_a_timeout_is_obeyed_whatever_mode_others_have_set(call: str, seconds: float, blocks: bool) -> None:
     """O_NONBLOCK belongs to all who share the socket: a duplicate, a parent, a child. Ours is the timeout."""
     with unready(harken.Socket, call) as sock, sock.dup() as twin:
         limit(sock, seconds)
@@ -164,7 +164,7 @@ def test_the_mode_that_others_gave_it_changes_nothing(call: str, seconds: float,
 
 @posix_only
 @pytest.mark.parametrize("call", OURS)
-def test_nor_does_a_wait_without_an_end_depend_on_it(call: str) -> None:
+def test_a_wait_without_timeout_does_not_depend_on_the_mode(call: str) -> None:
     with unready(harken.Socket, call) as sock, sock.dup() as twin:
         twin.setblocking(False)
         waiting = Call(OURS[call], sock, 0).blocked()
@@ -187,7 +187,7 @@ def close(taken: Any) -> None:
 
 
 @posix_only
-def test_connect_waits_as_long_as_its_limit(kind: Kind) -> None:
+def test_connect_obeys_its_timeout(kind: Kind) -> None:
     with full_queue() as address, kind() as client:
         limit(client, LIMIT)
         with pytest.raises(BlockingIOError) as caught:
@@ -200,7 +200,7 @@ def test_connect_waits_as_long_as_its_limit(kind: Kind) -> None:
 
 @linux_only
 @pytest.mark.parametrize("timeout", [0, LIMIT])
-def test_connect_keeps_its_time_although_a_duplicate_blocks(timeout: float) -> None:
+def test_connect_obeys_its_timeout_although_a_duplicate_blocks(timeout: float) -> None:
     with full_queue() as address, harken.Socket() as client, client.dup() as twin:
         client.settimeout(timeout)
         twin.setblocking(True)
@@ -211,7 +211,7 @@ def test_connect_keeps_its_time_although_a_duplicate_blocks(timeout: float) -> N
 @linux_only
 @pytest.mark.parametrize("timeout", [None, LIMIT])
 @pytest.mark.parametrize("flag", ["MSG_ERRQUEUE", "MSG_OOB"])
-def test_what_no_system_waits_for_is_not_waited_for(flag: str, timeout: float | None) -> None:
+def test_urgent_data_and_the_error_queue_are_not_waited_for(flag: str, timeout: float | None) -> None:
     number = 0x2000 if flag == "MSG_ERRQUEUE" else socket.MSG_OOB
     with connection() as (client, server):
         client.send(b"there is something to read, but not of that kind")
@@ -318,7 +318,7 @@ print(0 < got < len(data))
 
 @linux_only
 @pytest.mark.parametrize("call", ["send(b'x')", "sendall(b'x')", "sendmsg([b'x'])", "sendto(b'x', 0, ADDRESS)"])
-def test_a_dead_peer_ends_no_process(call: str) -> None:
+def test_sending_to_a_dead_peer_raises_no_sigpipe(call: str) -> None:
     """Where SIGPIPE is at its default, as in programs that embed Python."""
     code = f"""
 import signal, socket, harken

@@ -142,7 +142,7 @@ listener.close()
 @pytest.mark.parametrize("what", STEPS)
 @pytest.mark.parametrize("take", ["accept_many", "next"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_one_who_is_held_up_in_accept_holds_up_nobody_else(thief: Path, engine: str, take: str, what: str) -> None:
+def test_a_thread_blocked_in_accept_blocks_no_other(thief: Path, engine: str, take: str, what: str) -> None:
     if reason := forbidden(engine):
         pytest.skip(f"no {engine} here: {reason}")
     if engine == "io_uring" and take == "next":
@@ -150,7 +150,7 @@ def test_one_who_is_held_up_in_accept_holds_up_nobody_else(thief: Path, engine: 
     held_up(thief, engine, take, STEPS[what])
 
 
-def test_a_listener_is_closed_while_its_accept_is_held_up(thief: Path) -> None:
+def test_a_listener_can_be_closed_while_its_accept_blocks(thief: Path) -> None:
     held_up(thief, ENGINES[-1], "accept", STEPS["close the listener"])
 
 
@@ -166,7 +166,7 @@ def held_up(thief: Path, engine: str, take: str, then: str) -> None:
 @posix_only
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_another_process_flips_the_mode(engine: str, family: str, tmp_path: Path) -> None:
+def test_another_process_changes_the_mode_in_a_loop(engine: str, family: str, tmp_path: Path) -> None:
     """A real one, in a loop, that takes connections now and then. See flipped.py, which runs longer by hand."""
     if reason := forbidden(engine):
         pytest.skip(f"no {engine} here: {reason}")

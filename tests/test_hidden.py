@@ -136,7 +136,7 @@ def test_a_privileged_port_is_told_with_a_limit_that_may_be_another(proc: str) -
 @pytest.mark.parametrize(
     ("limit", "port", "privileged"), [("600", 599, True), ("600", 600, False), ("", 1023, True), ("", 1024, False)]
 )
-def test_the_limit_itself_is_everybodys(
+def test_only_ports_below_the_limit_are_called_privileged(
     monkeypatch: pytest.MonkeyPatch, limit: str, port: int, privileged: bool
 ) -> None:
     monkeypatch.setattr(_hints, "setting", lambda _: limit)
@@ -179,7 +179,7 @@ def test_a_filter_of_other_families_is_named_too(family: str) -> None:
 
 
 @needs_seccomp
-def test_addresses_are_told_without_netlink_or_not_at_all() -> None:
+def test_addresses_are_found_without_netlink_or_not_at_all() -> None:
     """Of all or of none: a part of them would say that this machine has not what it has."""
     program = f"""
         import harken, harken._hints

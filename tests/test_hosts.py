@@ -158,7 +158,7 @@ def test_an_address_given_as_a_tuple_opens_nothing_else(host: Any) -> None:
 @pytest.mark.parametrize(
     "host", [b"127.0.0.1", bytearray(b"12"), memoryview(b"12"), [b"\x01\x02", 5], (None, 7401), ("", 7401)]
 )
-def test_bytes_are_no_ports_and_nobody_is_not_everybody(host: Any) -> None:
+def test_bytes_and_empty_hosts_are_refused(host: Any) -> None:
     async def test() -> None:
         with pytest.raises((TypeError, OSError, ValueError)):
             await harken.asyncio.start_server(echo, host)
@@ -227,7 +227,7 @@ def test_the_loops_own_resolver_is_asked_for_every_name(host: Any, port: Any) ->
         runner.run(test())
 
 
-def test_it_is_not_asked_for_addresses() -> None:
+def test_the_loops_resolver_is_not_asked_for_numeric_addresses() -> None:
     async def test() -> None:
         for host, port in (("127.0.0.1", 0), (["127.0.0.1"], "0"), (None, 0), ("127.0.0.1:0", None), (":0", None)):
             async with await harken.asyncio.start_server(echo, host, port):
@@ -253,7 +253,7 @@ def test_the_addresses_of_a_name_share_one_port_and_keep_their_options() -> None
         runner.run(test())
 
 
-def test_a_name_that_nobody_has_is_told_as_asyncio_and_harken_do() -> None:
+def test_the_error_for_an_unknown_name_is_both_asyncios_and_harkens() -> None:
     async def test() -> None:
         for host, port in ((INVALID, 80), ([INVALID, "127.0.0.1"], 0), (f"{INVALID}:80", None)):
             with pytest.raises(socket.gaierror) as unknown:

@@ -35,7 +35,7 @@ def in_network(program: str, setup: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("mode", "wanted"), [(0, 3), (1, 3), (0x601, 0x603)])
-def test_fastopen_without_the_servers_bit_is_told(mode: int, wanted: int) -> None:
+def test_fastopen_without_the_servers_bit_is_warned_of(mode: int, wanted: int) -> None:
     told = in_network(
         """
         tell(one=told("127.0.0.1:0", fastopen=16), query=told("127.0.0.1:0?fastopen=16"),
@@ -65,7 +65,7 @@ def test_fastopen_with_the_servers_bit_is_in_force(mode: int) -> None:
     assert told == {"one": [], "note": ""}
 
 
-def test_fastopen_beyond_the_queue_is_told() -> None:
+def test_fastopen_beyond_the_queue_is_warned_of() -> None:
     told = in_network(
         """
         tell(one=told("127.0.0.1:0", fastopen=100), note=foresee(["127.0.0.1:8080?fastopen=100"])[0].note)
@@ -80,7 +80,7 @@ def test_fastopen_beyond_the_queue_is_told() -> None:
 
 @pytest.mark.parametrize(("option", "setting"), [("rcvbuf", "rmem_max"), ("sndbuf", "wmem_max")])
 @pytest.mark.parametrize("bind", ["127.0.0.1:0", "unix:s"])
-def test_a_buffer_that_is_capped_is_told(
+def test_a_buffer_that_is_capped_is_warned_of(
     option: str, setting: str, bind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,7 +98,7 @@ def test_a_buffer_that_is_capped_is_told(
     harken.listen(bind, **{option: most}).close()  # a warning would be an error here
 
 
-def test_what_configure_sets_is_not_told() -> None:
+def test_what_configure_sets_is_not_warned_of() -> None:
     def smaller(sock: harken.Socket, _: object) -> None:
         sock.setsockopt(harken.SOL_SOCKET, harken.SO_RCVBUF, 5000)
 
@@ -114,17 +114,17 @@ def test_what_configure_sets_is_not_told() -> None:
         ({"incoming_cpu": 100_000}, r"incoming_cpu=100000 does nothing: this machine has the CPUs 0 to \d+$"),
     ],
 )
-def test_others_that_do_less_than_was_asked_for_are_told(options: dict[str, int], words: str) -> None:
+def test_other_options_that_are_not_in_force_are_warned_of(options: dict[str, int], words: str) -> None:
     with pytest.warns(RuntimeWarning, match=words) as found:
         harken.listen("127.0.0.1:0", **options).close()  # type: ignore[arg-type]
     assert len(found) == 1
 
 
-def test_what_is_rounded_up_is_not_told() -> None:
+def test_a_value_that_is_rounded_up_is_not_warned_of() -> None:
     harken.listen("127.0.0.1:0", defer_accept=5, rcvbuf=1, sndbuf=1, tos=0xB8, incoming_cpu=0, ttl=9).close()
 
 
-def test_a_socket_that_is_there_already_is_told_of_too() -> None:
+def test_an_inherited_socket_is_warned_of_too() -> None:
     with harken.Socket(harken.AF_INET, harken.SOCK_STREAM, 0) as made:
         made.bind(("127.0.0.1", 0))
         made.listen()

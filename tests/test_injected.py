@@ -28,7 +28,7 @@ def injected(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.timeout(180)
-def test_every_failure_is_told_and_leaves_nothing() -> None:
+def test_every_failing_call_raises_and_leaks_nothing() -> None:
     told = injected(timeout=170)
     assert told.returncode == 0, told.stdout[-8000:] + told.stderr[-2000:]
     summary = re.search(r"operations: (\d+), triples \(call, error, operation\): (\d+), failures: 0", told.stdout)
@@ -38,7 +38,7 @@ def test_every_failure_is_told_and_leaves_nothing() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_faults_that_are_there_on_purpose_are_found() -> None:
+def test_the_negative_control_deliberate_faults_are_found() -> None:
     told = injected("--control", timeout=170)
     assert told.returncode == 0, told.stdout[-8000:] + told.stderr[-2000:]
     assert re.search(r"^faults on purpose: \d+, missed: \[\]$", told.stdout, re.MULTILINE)

@@ -145,7 +145,7 @@ os._exit(0)
 
 
 @windows_only
-def test_windows_says_what_it_has_not() -> None:
+def test_windows_refuses_ancillary_data() -> None:
     with connection() as (client, server):
         client.sendall(b"ab")
         assert server.recvmsg(1)[:3] == (b"a", [], 0)
@@ -230,7 +230,7 @@ def test_files_are_of_the_stdlibs_classes(kind: Kind, mode: str, buffering: int 
             assert set(mode) >= {"r", "w"} or file.fileno() == server.fileno()
 
 
-def test_a_file_says_when_its_time_is_over(kind: Kind) -> None:
+def test_a_file_raises_timeout_error(kind: Kind) -> None:
     with connection(kind) as (_, server):
         server.settimeout(0.01)
         with server.makefile("rb") as file:
@@ -301,7 +301,7 @@ def test_a_listener_of_harkens_blocks_whatever_it_is() -> None:
                 assert taken.gettimeout() == 0
 
 
-def test_it_is_found_although_socket_was_loaded_later() -> None:
+def test_the_default_timeout_applies_if_socket_is_imported_later() -> None:
     code = """
 import sys, harken
 with harken.Socket() as sock: assert sock.gettimeout() is None
@@ -327,7 +327,7 @@ def test_family_and_type_are_enums(kind: Kind) -> None:
                 setattr(sock, name, 1)
 
 
-def test_they_are_although_nobody_has_loaded_socket() -> None:
+def test_family_and_type_are_enums_if_nobody_has_imported_socket() -> None:
     code = """
 import sys, harken
 with harken.listen("127.0.0.1:0") as (listener,):
@@ -361,7 +361,7 @@ def test_sendfile_takes_whatever_can_be_read(kind: Kind, count: int | None) -> N
 
 @pytest.mark.parametrize("make", ["file", "bytes"])
 @pytest.mark.parametrize(("offset", "count"), [(0, 100_000), (7, 100_000), (7, None), (0, 65536), (0, 65537), (3, 1)])
-def test_sendfile_sends_so_many_bytes_and_no_more(
+def test_sendfile_sends_count_bytes_and_no_more(
     kind: Kind, make: str, offset: int, count: int | None, tmp_path: Path
 ) -> None:
     data = os.urandom(200_000)
@@ -391,7 +391,7 @@ def test_sendfile_of_text_is_refused(kind: Kind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["timeout", "error"])
-def test_a_sendfile_that_is_cut_short_tells_how_far_it_came(end: str) -> None:
+def test_an_interrupted_sendfile_leaves_the_file_where_it_came_to(end: str) -> None:
     """To the byte, also within what one send(2) was given."""
     data = os.urandom(1 << 20) * 16
     with io.BytesIO(data) as file, connection() as (client, server):
@@ -428,7 +428,7 @@ def test_an_option_is_as_long_as_the_system_made_it(kind: Kind, size: int) -> No
 
 @posix_only
 @pytest.mark.parametrize("timeout", [None, 0, 3])
-def test_a_listener_that_is_watched_keeps_its_mode(timeout: float | None) -> None:
+def test_a_listener_of_an_acceptor_keeps_its_mode(timeout: float | None) -> None:
     """Its acceptor takes batches, and must not be held up where one ends."""
     with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor():
         listener = listeners[0]

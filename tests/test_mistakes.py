@@ -252,7 +252,7 @@ def test_a_value_of_a_wrong_type_is_named_and_the_right_form_shown(written: Any,
         assert str(caught.value).endswith(told)
 
 
-def test_a_socket_is_for_adopt() -> None:
+def test_a_socket_as_a_bind_is_referred_to_adopt() -> None:
     with socket.socket() as sock, pytest.raises(TypeError, match=r"taken over by harken.adopt\(\)"):
         harken.listen(sock)  # type: ignore[arg-type]
 
@@ -269,7 +269,7 @@ def test_an_object_that_cannot_even_be_shown_is_refused_all_the_same() -> None:
         harken.listen(Odd())  # type: ignore[arg-type]
 
 
-def test_a_mistake_is_told_without_what_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_an_error_if_the_module_for_hints_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files may be gone, or descriptors be lacking."""
     monkeypatch.setitem(sys.modules, "harken._mistakes", None)
     with pytest.raises(ValueError, match="character 2: '0x50' is no port"):
@@ -334,7 +334,7 @@ def test_whatever_is_written_is_read_or_refused_in_one_line(text: str) -> None:
         ("inherit", "inheritable"),
     ],
 )
-def test_a_name_that_is_near_an_option_is_taken_for_it(written: str, meant: str) -> None:
+def test_an_unknown_name_near_an_option_gets_a_suggestion(written: str, meant: str) -> None:
     with pytest.raises(TypeError, match=f"'{written}'; did you mean '{meant}'\\?$"):
         harken.listen(":0", **{written: 1})
     with pytest.raises(ValueError, match=f"no option is called '{written}'; did you mean '{meant}'\\?$"):
@@ -342,7 +342,7 @@ def test_a_name_that_is_near_an_option_is_taken_for_it(written: str, meant: str)
 
 
 @pytest.mark.parametrize("written", ["bogus", "x", "foo", "opt", "zzzzzz", "a" * 40, "recursion", "é"])
-def test_of_a_name_that_is_near_none_nothing_is_supposed(written: str) -> None:
+def test_an_unknown_name_near_no_option_gets_no_suggestion(written: str) -> None:
     with pytest.raises(TypeError, match=f"'{written}': they are backlog, reuse_port, .*, configure$"):
         harken.listen(":0", **{written: 1})  # type: ignore[arg-type]
     if written.isascii():
@@ -370,7 +370,7 @@ def test_of_a_name_that_is_near_none_nothing_is_supposed(written: str) -> None:
         ({"max_opn": 5}, r"'max_opn'; did you mean 'max_open', which is for acceptor\(\) and harken.asyncio\?$"),
     ],
 )
-def test_keywords_of_other_servers_are_told_what_they_are_here(keywords: dict[str, Any], told: str) -> None:
+def test_for_a_keyword_of_another_server_the_error_names_ours(keywords: dict[str, Any], told: str) -> None:
     for call, name in ((harken.listen, "listen"), (harken.bind, "bind")):
         for binds in ((), ("127.0.0.1:0",)):
             with pytest.raises(
@@ -481,7 +481,7 @@ def test_a_bind_has_a_bound_and_a_long_keyword_is_compared_with_none(work: list[
     assert work == []
 
 
-def test_quadratic_work_is_seen_by_the_test_before(work: list[int]) -> None:
+def test_the_negative_control_quadratic_work_is_detected(work: list[int]) -> None:
     """Its negative control."""
     harken._bind.idna("bücher")
     assert work == [6]

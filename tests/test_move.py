@@ -94,7 +94,7 @@ class Named(socket.socket):
     name: str
 
 
-def test_what_stands_beside_the_handle_is_set_before_it_comes() -> None:
+def test_attributes_are_set_before_the_handle_arrives() -> None:
     [listener] = harken.listen("127.0.0.1:0")
     handle, made = listener.fileno(), empty(Named)
     made.name = "a"
@@ -109,7 +109,7 @@ def test_what_stands_beside_the_handle_is_set_before_it_comes() -> None:
     assert made.fileno() == -1
 
 
-def test_a_default_timeout_is_not_looked_at() -> None:
+def test_to_socket_ignores_the_default_timeout() -> None:
     [listener] = harken.listen("127.0.0.1:0")
     socket.setdefaulttimeout(3)
     try:
@@ -181,7 +181,7 @@ def test_a_listener_that_was_closed_says_so() -> None:
         assert caught.value.errno == CLOSED
 
 
-def test_a_socket_costs_no_more_for_it() -> None:
+def test_a_socket_needs_no_more_memory_for_it() -> None:
     with harken.Socket() as sock:
         assert sys.getsizeof(sock) <= 120
 
@@ -190,7 +190,7 @@ def test_a_socket_costs_no_more_for_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["127.0.0.1:0?ttl=9&backlog=7", "127.0.0.1:0?backlog=7", "unix"])
-def test_a_twin_has_what_stands_beside_the_handle(kind: str, tmp_path: Path) -> None:
+def test_dup_copies_options_and_backlog(kind: str, tmp_path: Path) -> None:
     if kind == "unix":
         if not hasattr(socket, "AF_UNIX"):
             pytest.skip("Python has no AF_UNIX here")
@@ -207,7 +207,7 @@ def test_a_twin_has_what_stands_beside_the_handle(kind: str, tmp_path: Path) -> 
 
 
 @linux_only
-def test_connections_of_a_twin_get_what_they_do_not_inherit() -> None:
+def test_connections_of_a_dup_get_options_that_are_not_inherited() -> None:
     with harken.listen("127.0.0.1:0", priority=3) as (listener,), listener.dup() as twin:
         with socket.create_connection(twin.address, timeout=30), twin.accept()[0] as connection:
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 3
@@ -218,7 +218,7 @@ def test_connections_of_a_twin_get_what_they_do_not_inherit() -> None:
 
 
 @linux_only
-def test_a_twin_of_one_that_is_held_listens_as_it_would() -> None:
+def test_a_dup_of_a_bound_listener_listens_as_the_original_would() -> None:
     with harken.bind("127.0.0.1:0", backlog=9) as (listener,), listener.dup() as twin:
         assert twin.state == "bound"
         twin.listen()
@@ -227,7 +227,7 @@ def test_a_twin_of_one_that_is_held_listens_as_it_would() -> None:
 
 
 @linux_only
-def test_what_stands_beside_the_handle_goes_from_owner_to_owner() -> None:
+def test_options_and_backlog_move_with_the_handle() -> None:
     [listener] = harken.bind("127.0.0.1:0", backlog=9, priority=3)
     adopted = harken.adopt(listener)
     assert type(adopted) is type(listener)
@@ -413,7 +413,7 @@ LISTENS: dict[str, Any] = {
 @posix_only
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("way", LISTENS)
-def test_a_restart_is_possible_whoever_called_listen(way: str) -> None:
+def test_a_server_can_restart_whoever_called_listen(way: str) -> None:
     held = harken.bind("127.0.0.1:0")
     port = held.port
     server = LISTENS[way](held[0])
@@ -430,7 +430,7 @@ def test_a_restart_is_possible_whoever_called_listen(way: str) -> None:
 
 
 @linux_only
-def test_the_negative_control_a_listen_behind_harkens_back_blocks_the_restart() -> None:
+def test_the_negative_control_listen_by_number_blocks_the_restart() -> None:
     """By number: nothing of ours is asked, and the kernel has no other way to hold a port."""
     with harken.bind("127.0.0.1:0") as held:
         port = held.port
@@ -445,7 +445,7 @@ def test_the_negative_control_a_listen_behind_harkens_back_blocks_the_restart() 
 
 
 @linux_only
-def test_after_a_move_that_failed_it_is_held_as_before() -> None:
+def test_after_a_failed_move_the_port_is_held_as_before() -> None:
     program = """
 import socket, sys, harken
 [held] = harken.bind("127.0.0.1:0")
@@ -470,7 +470,7 @@ def waits_for_ever(*_: object) -> None:
 
 
 @posix_only
-def test_a_timeout_of_nothing_does_not_wait_although_a_duplicate_made_the_socket_block() -> None:
+def test_a_timeout_of_0_does_not_wait_although_a_duplicate_blocks() -> None:
     with contextlib.ExitStack() as stack:
         (listener,) = stack.enter_context(harken.listen("127.0.0.1:0"))
         stack.enter_context(socket.create_connection(listener.address, timeout=30))
@@ -493,7 +493,7 @@ def test_a_timeout_of_nothing_does_not_wait_although_a_duplicate_made_the_socket
 
 
 @posix_only
-def test_a_listener_that_is_watched_does_not_begin_to_block() -> None:
+def test_a_listener_of_an_acceptor_stays_non_blocking() -> None:
     with harken.listen("127.0.0.1:0") as listeners:
         [listener] = listeners
         with listeners.acceptor() as acceptor:

@@ -56,7 +56,7 @@ def test_a_shell_completes_it(name: str) -> None:
 
 
 @each_name
-def test_it_says_what_it_is(module: Any, name: str) -> None:
+def test_it_has_its_name_module_and_docstring(module: Any, name: str) -> None:
     value = getattr(module, name)
     assert value.__name__ == name
     assert value.__qualname__.rpartition(".")[2] == name
@@ -73,7 +73,7 @@ def test_it_can_be_pickled(module: Any, name: str) -> None:
         assert pickle.loads(pickle.dumps(value, protocol)) is value
 
 
-def test_functions_come_through_a_process(tmp_path: Any) -> None:
+def test_functions_can_be_sent_to_another_process(tmp_path: Any) -> None:
     functions = [harken.listen, harken.bind, harken.getaddrinfo, harken.adopt, harken.stats]
     path = tmp_path / "functions"
     path.write_bytes(pickle.dumps(functions))
@@ -107,7 +107,7 @@ def test_signatures_are_those_that_the_calls_take() -> None:
 
 
 @each_name
-def test_its_types_can_be_told(module: Any, name: str) -> None:
+def test_its_type_hints_can_be_resolved(module: Any, name: str) -> None:
     value = getattr(module, name)
     typing.get_type_hints(value)
     if isinstance(value, type):
@@ -117,7 +117,7 @@ def test_its_types_can_be_told(module: Any, name: str) -> None:
                 assert "return" in hints or method == "__init__", method
 
 
-def test_types_are_the_true_ones() -> None:
+def test_the_type_hints_are_right() -> None:
     assert typing.get_type_hints(harken.AddressInUseError.holders.fget)["return"] == list[harken.Holder]  # type: ignore[attr-defined]
     assert typing.get_type_hints(harken.Listeners.acceptor)["return"] is harken.Acceptor
     assert typing.get_type_hints(harken.Bind.of)["return"] is typing.Self
@@ -141,7 +141,7 @@ def test_help_can_be_had_of_all() -> None:
         assert name in pydoc.render_doc(getattr(module, name))
 
 
-def test_import_pays_for_none_of_it() -> None:
+def test_import_loads_none_of_it() -> None:
     code = "import sys; before = set(sys.modules); import harken; harken.listen('127.0.0.1:0').close(); "
     code += "print(sorted({'typing', 'types', 'socket', 'inspect', 'functools', 're'} & (set(sys.modules) - before)))"
     child = subprocess.run(

@@ -127,7 +127,7 @@ class TestOtherServers:
     @lacking
     @pytest.mark.parametrize("rights", ["", "mode=0o640"])
     @pytest.mark.parametrize("there", ["nothing", "a dead one"])
-    def test_one_that_looks_at_nothing_never_loses_its_path(
+    def test_a_server_that_checks_nothing_never_loses_its_path(
         self, path: str, poison: Poison, lacks: str, rights: str, there: str
     ) -> None:
         """It unlinks and binds between any two of our steps, from open to close."""
@@ -194,7 +194,7 @@ class TestOtherServers:
         assert said["lost"] >= 2
 
     @linux_only
-    def test_nor_in_many_forced_races(self, path: str, poison: Poison) -> None:
+    def test_no_path_is_lost_in_many_forced_races(self, path: str, poison: Poison) -> None:
         """Between the knock and the step: each time."""
         program = f"""
         lost = refused = 0
@@ -417,7 +417,7 @@ class TestOtherServers:
 @needs_root
 class TestOtherUsers:
     @pytest.mark.parametrize("lock", ["LOCK_SH", "LOCK_EX"])
-    def test_who_may_only_read_the_directory_keeps_nobody_waiting(self, path: str, lock: str) -> None:
+    def test_a_user_who_can_only_read_the_directory_delays_nobody(self, path: str, lock: str) -> None:
         """With its lock held, which was waited for once."""
         program = f"""
             import fcntl
@@ -517,7 +517,7 @@ class TestOtherUsers:
     @lacking
     @pytest.mark.parametrize("stale", [False, True])
     @pytest.mark.parametrize("make", ["os.link", "os.symlink"])
-    def test_his_own_file_never_gets_the_mode(
+    def test_a_file_put_there_by_the_directorys_owner_never_gets_the_mode(
         self, path: str, poison: Poison, lacks: str, stale: bool, make: str
     ) -> None:
         """Who owns the directory puts a file of his own at the path, and in the place of whatever we make there."""
@@ -804,7 +804,7 @@ class TestSignals:
         assert said["interrupted"] - said["ours"] >= 50
         assert (said["lost"], said["left"], said["leaked"]) == (0, 0, 0)
 
-    def test_what_is_settled_too_soon_is_lost(self, path: str) -> None:
+    def test_the_negative_control_a_takeover_settled_too_soon_is_lost(self, path: str) -> None:
         """The negative control: a handler may run when the call has returned, and before its result is stored."""
         too_soon = "harken._paths.settle_soon = lambda entries: [entry.settle() for entry in entries]"
         assert any(self.storm(path, "takeover", 200, too_soon, 0.7, 1.4)["lost"] for _ in range(10))
@@ -859,7 +859,7 @@ class TestSignals:
         return said
 
 
-def test_who_may_give_a_file_away() -> None:
+def test_may_give_knows_which_chown_succeeds() -> None:
     assert _unix.may_give()
     assert _unix.may_give(os.geteuid(), os.getegid())  # type: ignore[attr-defined,unused-ignore]
     for group in os.getgroups():  # type: ignore[attr-defined,unused-ignore]
@@ -867,7 +867,7 @@ def test_who_may_give_a_file_away() -> None:
 
 
 @needs_root
-def test_who_may_not_give_a_file_away() -> None:
+def test_may_give_knows_which_chown_is_refused() -> None:
     said = run(f"""
         import harken._unix as unix
         before = [unix.may_give(1), unix.may_give(-1, 1)]

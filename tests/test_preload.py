@@ -289,7 +289,7 @@ def test_everything_works_where_nothing_can_be_loaded(how: str, folder: Path) ->
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_what_cannot_be_loaded_says_so_in_its_own_way(how: str, folder: Path) -> None:
+def test_a_module_that_cannot_be_loaded_is_named_in_the_error(how: str, folder: Path) -> None:
     results, forbidden = run(how, False, folder)
     assert (how == "by_finder") == ("harken._hints" in forbidden)  # or nothing was tried above
     for name in ("127.0.0.1:0", ":0", "unix:FOLDER/a", "bind", "adopt", "to_socket", "sockets", "stats", "closed"):
@@ -349,7 +349,7 @@ def test_threads_may_preload_at_once() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_what_fails_to_load_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_the_error_for_a_failed_import_has_the_systems_reason(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text("import harken\nraise SyntaxError('cut off')\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))

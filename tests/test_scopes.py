@@ -119,7 +119,7 @@ def test_the_option_takes_the_interface_whatever_it_is_called() -> None:
 
 @linux_only
 @needs_ipv6
-def test_check_and_listen_mean_the_same_interface() -> None:
+def test_check_and_listen_use_the_same_interface() -> None:
     found = in_odd_network("""
         for scope in (index, 1):
             row, = foresee([f"[{host}%{scope}]:0"])
@@ -299,7 +299,7 @@ def test_values_that_make_no_bind_are_refused(error: type[Exception], told: str,
 
 @settings(deadline=None)
 @given(st.text(min_size=1), st.integers(0, 65535))
-def test_what_any_host_is_shown_as_is_its_own(host: str, port: int) -> None:
+def test_the_url_of_any_host_reads_back_as_that_host(host: str, port: int) -> None:
     """No host is shown as another bind: what stands there is read as the same host, or not at all."""
     if "\0" in host:
         return

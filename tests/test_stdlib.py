@@ -31,7 +31,7 @@ def test_the_stdlibs_tests_pass(module: str, pattern: str, least: int) -> None:
     assert ran >= least
 
 
-def test_they_use_what_is_put_in_its_place() -> None:
+def test_the_negative_control_the_tests_use_harkens_socket() -> None:
     ran, unexpected, _, _ = look("test_socket", "BasicTCPTest.", "control")
     assert ran >= 10
     assert len(unexpected) > 3

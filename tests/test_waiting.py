@@ -295,7 +295,7 @@ def test_nothing_that_can_wait_runs_on_the_loops_thread(folder: Path) -> None:
 
 
 @posix_only
-def test_the_detector_sees_what_would_wait(folder: Path) -> None:
+def test_the_negative_control_the_detector_sees_blocking_calls(folder: Path) -> None:
     """The same without the threads, and harken's own calls made where a loop runs."""
     inline = """
     import harken._aside, types
@@ -359,7 +359,7 @@ WAITING_CALLS = "%file,flock,fsync,fdatasync,nanosleep,clock_nanosleep,pause,sel
 
 
 @needs_strace
-def test_the_system_calls_of_the_loops_thread_say_the_same(folder: Path, tmp_path: Path) -> None:
+def test_strace_sees_no_blocking_call_on_the_loops_thread(folder: Path, tmp_path: Path) -> None:
     marked = """
     import ctypes
     write = ctypes.CDLL(None).write
