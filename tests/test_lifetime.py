@@ -292,7 +292,28 @@ def test_python_may_be_ended_and_started_again(left: str, again: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_each_compiled_module_ends_with_its_interpreter() -> None:
+@posix_only
+def test_what_an_audit_hook_keeps_is_freed_after_all_modules() -> None:
+    """Objects that only a hook's globals reach outlive the dictionaries of the interpreter."""
+    ended = run(
+        """
+        import socket, sys, harken
+        def hook(event, arguments): pass
+        sys.addaudithook(hook)
+        listeners = harken.listen("127.0.0.1:0")
+        acceptor = listeners.acceptor()
+        client = socket.create_connection(listeners[0].address)
+        connections = []
+        while not connections:
+            connections = acceptor.accept_many()
+        for one in (*connections, client, acceptor, listeners):
+            one.close()
+        """
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_each_compiled_module_may_be_imported_by_the_next_interpreter() -> None:
     sources = sorted((Path(__file__).parent.parent / "ext" / "harken").glob("*.pyx"))
     assert [path.name for path in sources if not path.read_text("utf-8").endswith('\n\ninclude "ending.pxi"\n')] == []
 

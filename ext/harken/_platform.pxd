@@ -239,8 +239,7 @@ cdef extern from "platform/objects.h":
     object object_like(object model)
     object tuple_of(type kind, list items)
     bint python_is_ending()
-    void forget_this_module "NET_FORGET_THIS_MODULE"()
-    int when_interpreter_ends(object name, void (*function)() noexcept) except -1
+    int may_be_imported_again "NET_MAY_BE_IMPORTED_AGAIN"() except -1
 
 cdef extern from "Python.h":
     ctypedef struct PyMethodDef:

@@ -45,26 +45,59 @@ static inline PyObject *tuple_of(PyTypeObject *kind, PyObject *items)
     return made;
 }
 
-/* Cython keeps a table of its modules, one a module, by interpreter, and takes nothing out when an interpreter ends: a
- * Python that is ended and started again in one process has the same number, and would find each module imported already.
- * So `function` is called when the interpreter ends, after the last of its objects, and takes the module out. */
-#define NET_FORGET_THIS_MODULE() ((void)__Pyx_State_RemoveModule(&__pyx_moduledef))
-static inline void interpreter_ends(PyObject *capsule)
-{
-    void (*function)(void) = (void (*)(void))PyCapsule_GetPointer(capsule, NULL);
-    if (function)
-        function();
-}
-static inline int when_interpreter_ends(PyObject *name, void (*function)(void))
+/* Cython keeps a table of its modules by interpreter, and takes nothing out when an interpreter ends. A Python that is
+ * ended and started again in one process (Py_FinalizeEx, Py_Initialize) counts its interpreters from 0 again, and would
+ * find each module imported already. It must not be taken out when the interpreter ends: objects that outlive all
+ * dictionaries, in a cycle with an audit hook for one, look for their module when they are freed. So it is done by the
+ * next import: an interpreter that has not imported the module, and finds it in the table, finds one of before.
+ * What each interpreter has imported, it notes in its own dictionary. */
+typedef PyObject *(*net_find_t)(void *);
+typedef int (*net_remove_t)(void *);
+static struct {
+    PyObject *(*create)(PyObject *spec, PyModuleDef *def);
+    net_find_t find;
+    net_remove_t remove;
+} net_module; /* each module includes this file, and has its own */
+
+/* 1 when this interpreter had noted the import before, 0 when it has only now, -1 for an error. */
+static inline int note_import(PyModuleDef *def)
 {
     PyObject *own = PyInterpreterState_GetDict(PyInterpreterState_Get()); /* borrowed */
-    PyObject *capsule = PyCapsule_New((void *)function, NULL, interpreter_ends);
-    int failed = own == NULL || capsule == NULL || PyDict_SetItem(own, name, capsule) < 0;
-    Py_XDECREF(capsule);
-    if (failed && !PyErr_Occurred())
+    PyObject *name = PyUnicode_FromFormat("harken.%s", def->m_name);
+    int noted = own == NULL || name == NULL ? -1 : PyDict_Contains(own, name);
+    if (noted == 0 && PyDict_SetItem(own, name, Py_None) < 0)
+        noted = -1;
+    Py_XDECREF(name);
+    if (noted < 0 && !PyErr_Occurred())
         PyErr_NoMemory();
-    return failed ? -1 : 0;
+    return noted;
 }
+
+static inline PyObject *create_module(PyObject *spec, PyModuleDef *def)
+{
+    int noted = note_import(def);
+    if (noted < 0)
+        return NULL;
+    if (noted == 0 && net_module.find(def) != NULL)
+        net_module.remove(def);
+    return net_module.create(spec, def);
+}
+
+static inline int may_be_imported_again(
+    PyModuleDef *def, PyModuleDef_Slot *slots, net_find_t find, net_remove_t remove)
+{
+    PyModuleDef_Slot *slot;
+    net_module.find = find;
+    net_module.remove = remove;
+    for (slot = slots; slot->slot != 0; slot++)
+        if (slot->slot == Py_mod_create && slot->value != (void *)create_module) {
+            net_module.create = (PyObject *(*)(PyObject *, PyModuleDef *))slot->value;
+            slot->value = (void *)create_module;
+        }
+    return note_import(def);
+}
+#define NET_MAY_BE_IMPORTED_AGAIN() \
+    may_be_imported_again(&__pyx_moduledef, __pyx_moduledef_slots, __Pyx_State_FindModule, __Pyx_State_RemoveModule)
 
 /* True from when only the main thread may still run Python. */
 static inline int python_is_ending(void)
