@@ -960,6 +960,36 @@ def test_what_is_no_socket_is_never_replaced(room: Path, make: Callable[[Path], 
     assert (path.lstat().st_ino, stat.S_IFMT(path.lstat().st_mode)) == (before.st_ino, stat.S_IFMT(before.st_mode))
 
 
+@needs_unix
+@pytest.mark.parametrize("behind", ["", "/", "/.", "//"])
+def test_a_folder_is_named_as_one_and_never_to_be_removed(room: Path, behind: str) -> None:
+    # bind(2) says "in use" of a folder with a slash behind it.
+    code, row = about(f"unix:{room}{behind}")
+    assert (code, row["verdict"]) == (1, "taken")
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen(f"unix:{room}{behind}")
+    assert isinstance(caught.value, FileExistsError)
+    for told in (row["hint"], caught.value.hint):
+        assert "only sockets that servers left behind are replaced" in told
+        assert "rm " not in told
+
+
+@linux_only
+@pytest.mark.parametrize("folder", ["/proc", "/proc/self", "/sys", "/dev/pts", "/dev/fd"])
+def test_file_systems_without_sockets_are_told(folder: str) -> None:
+    if not os.path.isdir(folder):
+        pytest.skip(f"there is no {folder}")
+    code, row = about(f"unix:{folder}/harken.sock")
+    assert code == 1
+    assert row["verdict"] in ("forbidden", "impossible")
+    with pytest.raises(harken.ListenError) as caught:
+        harken.listen(f"unix:{folder}/harken.sock")
+    assert isinstance(caught.value, (PermissionError, FileNotFoundError))
+    for told in (row["hint"], caught.value.hint):
+        assert "choose another folder" in told or "must be one that this user may write to" in told
+        assert "mkdir" not in told  # it is there
+
+
 @linux_only
 @pytest.mark.parametrize(("length", "verdict"), [(107, "free"), (108, "impossible")])
 def test_the_room_for_a_name_is_told_to_the_byte(length: int, verdict: str) -> None:

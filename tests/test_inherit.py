@@ -152,10 +152,7 @@ def no_longer_open() -> socket.socket:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (
-            lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
-            "a datagram socket cannot listen|bound to no address",
-        ),
+        (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "a datagram socket cannot listen"),
         (bound_datagram, "a datagram socket cannot listen"),
         (connected, "it is a connection"),
         (socket.socket, "it is bound to no address"),

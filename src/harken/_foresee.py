@@ -452,6 +452,8 @@ def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
             effective = os.access in os.supports_effective_ids
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
                 return "bind", _error(errno.EROFS if _is_read_only(folder) else errno.EACCES)
+            if (kind := _file_system(folder)) in _NO_SOCKETS:
+                return "bind", _error(errno.ENOENT if kind == "proc" else errno.EPERM)
             if (in_memory := getattr(os, "memfd_create", None)) is None:
                 return "bind", None
             handle = in_memory("harken")
@@ -465,6 +467,28 @@ def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
         if handle >= 0:
             os.close(handle)
     return "bind", None
+
+
+# Of Linux. The others, those of networks for one, have sockets, or are not known to have none.
+_NO_SOCKETS = frozenset(
+    ("proc", "sysfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "mqueue", "vfat",
+     "msdos", "exfat")
+)  # fmt: skip
+
+
+def _file_system(folder: str) -> str:
+    """The type of the file system that a folder is in, as mount(8) names it; empty where that cannot be told."""
+    try:
+        device = os.stat(folder).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"  # type: ignore[attr-defined,unused-ignore]
+        with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
+            for mount in mounts:
+                place, _, kind = mount.partition(" - ")
+                if place.split()[2] == number:
+                    return kind.split()[0]
+    except (OSError, AttributeError, IndexError):  # there is no /proc
+        pass
+    return ""
 
 
 def _is_read_only(folder: str) -> bool:

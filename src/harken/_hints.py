@@ -141,8 +141,12 @@ def _nobody_seen(address: Address | str) -> str:
     if isinstance(address, str):
         if address.startswith("\0") or not os.path.exists(address):
             return "nobody is seen to have it now: try again"
-        from ._unix import is_live
+        from ._unix import is_live, socket_at
 
+        try:
+            socket_at(address, address)
+        except ListenError as error:  # whatever lies there, it is not for us to say that it may be removed
+            return f"{error.strerror}: choose another path"
         if is_live(address):
             return "a process that is not seen from here has it, as in another container: end it or choose another path"
         return f"nobody has it: a server that ended has left the file behind; remove it ({_remove(address)})"
@@ -333,7 +337,10 @@ def _forbidden_path(error: ListenError, path: str) -> str:
     if error.step == "bind" and error.errno == errno.EPERM:
         if os.path.lexists(path) and os.stat(folder).st_mode & stat.S_ISVTX:
             return f"in {folder} only the owner of a file may remove it: have him do it, or choose another path"
-        return "the file system there may have no sockets, as FAT and shared folders have none: choose another folder"
+        return (
+            "the file system there may have no sockets, as FAT and shared folders have none, or the folder may be"
+            " immutable (`lsattr -d`): choose another folder"
+        )
     return f"the folder of {path} must be one that this user may write to"
 
 
@@ -374,6 +381,8 @@ def _no_folder(error: ListenError) -> str:
     folder = os.path.dirname(error.address) or "."
     if not _is_path(error.address):
         return ""
+    if os.path.isdir(folder):
+        return f"the file system of {folder} makes no files: choose another folder, as /run or /tmp"
     if is_winsock():
         return f'there is no folder {folder}: make it (mkdir "{folder}")'
     made = "; RuntimeDirectory= in the systemd unit does it for folders in /run" if is_linux() else ""

@@ -78,11 +78,11 @@ def _must_fit(fd: int) -> None:
         family, kind, state = describe(fd)
     except OSError as error:
         failed("adopt", f"fd://{fd}", error)
-    if state in _WHY:
-        failed("adopt", f"fd://{fd}", _WHY[state])
     # Some other types listen as well, SOCK_SEQPACKET for one: whoever made it listen knows.
     if kind != SOCK_STREAM and state != "listening":
         failed("adopt", f"fd://{fd}", f"its type is {kind}, of family {family}: a datagram socket cannot listen")
+    if state in _WHY:
+        failed("adopt", f"fd://{fd}", _WHY[state])
 
 
 def failed(step: str, address: str, reason: OSError | str) -> NoReturn:

@@ -222,7 +222,7 @@ def _bind(listener: UnixListener, path: str, takes_over: bool, rights: _Rights, 
 def refused(step: str, text: str, path: str, reason: OSError) -> NoReturn:
     """Raises what a step on a path came to, as a ListenError."""
     try:
-        if reason.errno == errno.EEXIST:
+        if reason.errno in (errno.EEXIST, errno.EADDRINUSE):  # the latter for a folder with a slash behind it
             socket_at(text, path)
         if reason.errno == errno.ENAMETOOLONG:
             must_fit(path)
