@@ -155,6 +155,18 @@ def test_an_address_given_as_a_tuple_opens_nothing_else(host: Any) -> None:
     Way("selector").run(test)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_bind_beside_a_port_has_its_port_already(several: bool) -> None:
+    bind = harken.Bind("127.0.0.1:7401")  # also a tuple, which is not one of hosts
+
+    async def test() -> None:
+        for create in (harken.asyncio.create_server, harken.asyncio.start_server):
+            with pytest.raises(ValueError, match=r"^127\.0\.0\.1:7401 has its port already$"):
+                await create(echo, [bind] if several else bind, 7402)
+
+    Way("selector").run(test)
+
+
 @pytest.mark.parametrize(
     "host", [b"127.0.0.1", bytearray(b"12"), memoryview(b"12"), [b"\x01\x02", 5], (None, 7401), ("", 7401)]
 )

@@ -160,6 +160,25 @@ TABLE = [
     ("local:/run/a.sock", "has the scheme unix", "unix:/run/a.sock"),
     ("tcp-listen:8080,fork,reuseaddr", "that is how socat writes it", ":8080"),
     (r"\\.\pipe\x", "named pipes of Windows are not sockets", None),
+    ("listen 80;", "listen is of a configuration file, and a bind is its value", "80"),
+    ("listen [::]:443 ssl http2;", "listen is of a configuration file", "[::]:443"),
+    ("listen unix:/run/a.sock;", "listen is of a configuration file", "unix:/run/a.sock"),
+    ("listen = 127.0.0.1:9000", "listen is of a configuration file", "127.0.0.1:9000"),
+    ("Listen 8080", "Listen is of a configuration file", "8080"),
+    ("bind *:80", "bind is of a configuration file", "*:80"),
+    ("bind 127.0.0.1", "bind is of a configuration file", "127.0.0.1:8080"),
+    ("ListenStream=8080", "ListenStream is of a configuration file", "8080"),
+    ("ListenStream=/run/x.sock", "ListenStream is of a configuration file", "unix:/run/x.sock"),
+    ("listen:80", None, None),  # a host of that name
+    ("10.0.0.0/8", "a bind is one address of this machine, without a prefix length", "10.0.0.0:8080"),
+    ("127.0.0.1/8:80", "a bind is one address of this machine", "127.0.0.1:80"),
+    ("[::1/128]:80", "a bind is one address of this machine", "[::1]:80"),
+    ("::/0", "a bind is one address of this machine", "[::]:8080"),
+    ("127.0.0.1/8080", "host and port have a colon between them", "127.0.0.1:8080"),
+    ("tls://:443", "nothing about the protocol above TCP, nor about TLS", ":443"),
+    ("ssl://localhost:443", "nothing about the protocol above TCP, nor about TLS", "localhost:443"),
+    ("tcp:127.0.0.1:80:interface=127.0.0.1", "how Twisted writes an endpoint", "127.0.0.1:80"),
+    ("8080,8081", "arguments of their own, as in listen('8080', '8081')", None),
     ("vsock:2:1024", "two slashes are missing, as in vsock://2:1024", None),
     ("8080,", "there is a comma too many", "8080"),
     ("[::1]:8080;", "there is a comma too many", "[::1]:8080"),
@@ -197,6 +216,28 @@ TABLE = [
     ("3com.example:80", None, None),
     ("a.0b:80", None, None),
 ]
+
+
+FORMS = re.compile(r"(?:write|as in|of that name:) (\S+?)(?=[;,]? |[;,]?$)")
+
+
+# Each of them would not be read with what is missing set in.
+@pytest.mark.parametrize(
+    "written",
+    ["tcp:127.0.0.1:80", "vsock:2:1234", "vsock::1234", "tcp:a b", "tcp:80:interface=::1", "sockpair@3", "http", "%",
+     "8080,", "tcp:///", "a b", "user@host", "x" * 300, "x" * 100],
+    ids=lambda written: ascii(written[:40]),
+)  # fmt: skip
+def test_what_is_shown_as_the_right_form_is_read(written: str) -> None:
+    with pytest.raises(ValueError, match="^bind ") as caught:
+        Bind(written)
+    for form in FORMS.findall(str(caught.value).removeprefix(f"bind {written!r}")):
+        Bind(form)
+
+
+def test_an_address_that_cannot_be_read_is_never_widened_to_every_address() -> None:
+    with pytest.raises(ValueError, match="two slashes are missing$"):
+        Bind("tcp:80:interface=::1")  # Twisted has backslashes before the colons
 
 
 @pytest.mark.parametrize(("written", "told", "right"), TABLE, ids=[ascii(row[0]) for row in TABLE])

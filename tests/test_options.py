@@ -846,6 +846,7 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[Exception], str]] = [
     ([":0"], {"interface": "a" * 16}, ValueError, "interface is a name of 1 to 15 characters"),
     ([":0"], {"interface": "a/b"}, ValueError, "interface is a name of 1 to 15 characters, and not 'a/b'"),
     ([":0"], {"congestion": "réno"}, ValueError, "congestion is a name of 1 to 15 characters"),
+    (["unix:/x"], {"mode": 660}, ValueError, "and not 0o1224 (660); did you mean 0o660?"),
     (["unix:/x"], {"mode": 0o1000}, ValueError, "mode is from 0o0 to 0o777, written in octal, and not 0o1000 (512)"),
     (["unix:/x"], {"owner": -1}, ValueError, "owner is a name or a number from 0 on, and not -1"),
     # in a bind: the character is pointed at

@@ -396,8 +396,10 @@ def _scheme(text: str) -> tuple[str, int]:
         _refuse(text, 0, f"a unix socket is written unix:{_short(text)}")
     word, colon, rest = text.partition(":")
     if colon and word in SCHEMES:
-        right = f"{word}://{_short(rest)}; a host of that name: tcp://{_short(text)}"
-        _refuse(text, len(word), f"two slashes are missing, as in {right}")
+        right, named = f"{word}://{_short(rest)}", f"tcp://{_short(text)}"
+        shown = f", as in {right}" if reads(right) else ""
+        host = f"; a host of that name: {named}" if reads(named) else ""
+        _refuse(text, len(word), f"two slashes are missing{shown}{host}")
     return "tcp", 0
 
 
@@ -410,7 +412,7 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int | None, int]:
         rest = text[at:end]
         if _is_number(rest.replace("-", "", 1)):
             return None, None, at
-        _refuse(text, end, f"the port is missing, as in {_short(rest) or '127.0.0.1'}:8080")
+        _refuse(text, end, f"the port is missing, as in {_with_a_port(_short(rest))}")
     host = text[at:colon]
     if host in ("", "*"):
         return None, None, colon + 1
@@ -433,6 +435,20 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int | None, int]:
     else:
         _can_be_resolved(text, at, host)
     return host, None, colon + 1
+
+
+def _with_a_port(host: str) -> str:
+    right = f"{host}:8080"
+    return right if host and reads(right) else "127.0.0.1:8080"
+
+
+def reads(text: str) -> bool:
+    """Is it a bind? What is shown as the right form has to be one, whatever was written."""
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _in_brackets(text: str, at: int, end: int) -> tuple[str, int | None, int]:

@@ -39,7 +39,8 @@ async def binds_of(host: Any, port: Any, family: int, flags: int) -> list[Bind]:
     if port is None:
         return await _without_port(host, family, flags)
     port = _port(port)
-    given = [None] if host == "" else [host] if isinstance(host, str) or not isinstance(host, Iterable) else list(host)
+    only = isinstance(host, (str, Bind)) or not isinstance(host, Iterable)  # a Bind is a tuple, but not of hosts
+    given = [None] if host == "" else [host] if only else list(host)
     hosts = [_host(one) for one in given]
     found = await asyncio.gather(*(_looked_up(one, port, family, flags) for one in hosts))
     return _each_once(found)

@@ -24,7 +24,7 @@ def meant(text: str) -> str:
         return ""
     bare = text.strip()
     if bare != text and bare:
-        return f"there is white space around it: write {bare}" if _reads(bare) else meant(bare)
+        return f"there is white space around it: write {bare}" if _bind.reads(bare) else meant(bare)
     for rule in _RULES:
         told = rule(text)
         if told:
@@ -60,14 +60,6 @@ def _as_text(bind: object) -> str:
     return ""
 
 
-def _reads(text: str) -> bool:
-    try:
-        _bind.read(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _why_not(text: str) -> str:
     try:
         _bind.Bind(text)
@@ -79,7 +71,7 @@ def _why_not(text: str) -> str:
 def _write(*forms: str, why: str = "") -> str:
     """The first of the forms that is one."""
     for form in forms:
-        if _reads(form):
+        if _bind.reads(form):
             return f"{why}: write {form}" if why else f"write {form}"
     return ""
 
@@ -121,6 +113,28 @@ def _nobody(text: str) -> str:
     )
 
 
+# ---------------------------------------------------------------------------- a line of a configuration
+
+
+def _directive(text: str) -> str:
+    """As nginx and Apache write it (listen 80;), HAProxy and Redis (bind *:80), systemd."""
+    found = re.fullmatch(r"(listen|bind|ListenStream|Listen)[ \t]*[ \t=][ \t]*([^\s;]+)(?:[ \t][^;]*)?;?", text)
+    if not found:
+        return ""
+    place = f"unix:{found[2]}" if found[2].startswith("/") else found[2]
+    return _write(place, f"{place}:8080", why=f"{found[1]} is of a configuration file, and a bind is its value")
+
+
+def _prefix(text: str) -> str:
+    """A range of addresses, in the place of one."""
+    found = re.fullmatch(r"\[?([0-9A-Fa-f.:]+)/(\d{1,3})\]?(?::(\w+))?", text)
+    host = normal_host(found[1]) if found else None
+    if found is None or host is None or int(found[2]) > (128 if ":" in host else 32):
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    return _write(f"{host}:{found[3] or 8080}", why="a bind is one address of this machine, without a prefix length")
+
+
 # ---------------------------------------------------------------------------- more than one
 
 
@@ -131,7 +145,7 @@ def _several(text: str) -> str:
     if len(parts) < 2:
         return _write(*parts, why="there is a comma too many") if parts and parts[0] != text else ""
     close = re.sub(r"\s*:\s*", ":", text)
-    if close != text and _reads(close):
+    if close != text and _bind.reads(close):
         return _write(close, why="there is white space in it")
     found = re.fullmatch(r"-{1,2}[a-z-]+[= ](.+)", text)
     if found:
@@ -139,8 +153,10 @@ def _several(text: str) -> str:
     if re.fullmatch(r"\d{1,2}[, ]\d{3}", text):
         return f"a port has digits only: write {''.join(parts)}"
     if len(parts) == 2 and re.fullmatch(r"[^:]+|\[.*\]", parts[0]) and parts[1].isdigit():
-        return _write(":".join(parts), why="host and port have a colon between them")
-    good = [_reads(part) for part in parts[:8]]
+        together = _write(":".join(parts), why="host and port have a colon between them")
+        if together:
+            return together
+    good = [_bind.reads(part) for part in parts[:8]]
     if all(good):
         shown = ", ".join(map(repr, parts[:8])) + (", ..." if len(parts) > 8 else "")
         line = " ".join(parts[:8]) + (" ..." if len(parts) > 8 else "")
@@ -148,7 +164,7 @@ def _several(text: str) -> str:
     if any(good) and not re.search(r"\s", text):
         wrong = parts[good.index(False)]
         return f"several binds are arguments of their own, and {wrong!r} is none: {_why_not(wrong)}"
-    if _reads(parts[0]) and re.search(r"\s", text):
+    if _bind.reads(parts[0]) and re.search(r"\s", text):
         return f"behind {parts[0]} stands {' '.join(parts[1:])!r}: options are written {parts[0]}?backlog=64&nodelay=0"
     return ""
 
@@ -214,9 +230,10 @@ def _urls(text: str) -> str:
     found = re.fullmatch(r"\[([^]]*)\](%[^:]+):(.*)", text)
     if found:
         return _write(f"[{found[1]}{found[2]}]:{found[3]}", why="the scope stands in the brackets")
-    found = re.fullmatch(r"(?:-{0,2})(?:port|bind|listen|address|addr)=(.+)", text)
+    found = re.fullmatch(r"(?:-{0,2})(?:port|bind|listen|address|addr|ListenStream)=(.+)", text, re.IGNORECASE)
     if found:
-        return _write(found[1], why="a bind is the value alone")
+        value = f"unix:{found[1]}" if found[1].startswith("/") else found[1]
+        return _write(value, why="a bind is the value alone")
     if text.startswith("+:"):
         return _write(f"*{text[1:]}", why="every address is *")
     found = re.fullmatch(r"(.*)\\[nrt]+", text)
@@ -250,9 +267,13 @@ def _colons(text: str) -> str:
     """Words in front of a colon: Twisted's endpoints, the addresses of milters and of socat."""
     word, _, rest = text.partition(":")
     word = word.lower()
-    if word in ("ssl", "tls") or (word in ("tcp", "tcp4", "tcp6") and "=" in rest):
-        fields = dict(field.partition("=")[::2] for field in re.split(r"(?<!\\):", rest) if "=" in field)
-        port, host = fields.get("port", rest.partition(":")[0]), fields.get("interface", "").replace("\\", "")
+    if not rest.startswith("//") and (word in ("ssl", "tls") or (word in ("tcp", "tcp4", "tcp6") and "=" in rest)):
+        split = re.split(r"(?<!\\):", rest)
+        fields = dict(field.partition("=")[::2] for field in split if "=" in field)
+        port = fields.get("port", next((field for field in split if field.isdigit()), "8080"))
+        host = fields.get("interface", "").replace("\\", "")
+        if not host and "interface" in fields:  # an IPv6 address without the backslashes; never every address instead
+            return ""
         host = f"[{host}]" if ":" in host else host
         tls = ", and TLS is for the server" if word in ("ssl", "tls") else ""
         return _write(f"{host}:{port}", f"{host}:8080", why=f"that is how Twisted writes an endpoint{tls}")
@@ -314,7 +335,7 @@ def _numbers(text: str) -> str:
         return _write(f"{front}{int(port, 0)}", why="a port is written in decimal digits")
     if re.fullmatch(r"\d{1,5}\.0*", port) and not front:
         return _write(port.partition(".")[0], why="a port is a whole number")
-    if port == "*" and front and (host in ("", "*") or _reads(f"{host}:0")):
+    if port == "*" and front and (host in ("", "*") or _bind.reads(f"{host}:0")):
         return _write(f"{front}0", why="a port is a number, and 0 lets the system choose")
     if "." in host and "%" in host and normal_host(host.partition("%")[0]):
         address, _, zone = host.partition("%")
@@ -335,7 +356,7 @@ def _marks(text: str) -> str:
     unseen = [one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Zs") and one not in " \0"]
     plain = unicodedata.normalize("NFKC", "".join(one for one in text if one not in unseen))
     plain = "".join(str(unicodedata.decimal(one, one)) for one in plain)
-    if plain == text or not _reads(plain):
+    if plain == text or not _bind.reads(plain):
         return ""
     if unseen:
         return f"there is an invisible character in it, U+{ord(unseen[0]):04X}: write {plain}"
@@ -344,5 +365,6 @@ def _marks(text: str) -> str:
 
 
 _RULES = (
-    _unfilled, _nobody, _colons, _several, _docker, _schemes, _urls, _haproxy, _paths, _numbers, _marks,
+    _unfilled, _nobody, _directive, _prefix, _colons, _several, _docker, _schemes, _urls, _haproxy, _paths, _numbers,
+    _marks,
 )  # fmt: skip

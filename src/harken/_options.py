@@ -185,7 +185,8 @@ def _mode(name: str, value: object) -> None:
         _wrong(name, "an int, as 0o660", value)
     if not 0 <= value <= 0o777:
         shown = f"{oct(value)} ({value})" if value.bit_length() < 64 else _shown(value)
-        raise ValueError(f"{name} is from 0o0 to 0o777, written in octal, and not {shown}")
+        meant = f"; did you mean 0o{value}?" if 600 <= value <= 777 and not set(str(value)) & {"8", "9"} else ""
+        raise ValueError(f"{name} is from 0o0 to 0o777, written in octal, and not {shown}{meant}")
 
 
 def _backlog(name: str, value: object) -> None:
