@@ -14,6 +14,7 @@ import subprocess
 import sys
 from multiprocessing import resource_sharer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -372,6 +373,40 @@ def test_an_object_that_closes_itself_while_it_is_asked() -> None:
     with pytest.raises(harken.ListenError, match="adopt"):
         harken.adopt(sock)
     assert sock.fileno() == -1
+
+
+class Another:
+    """Its detach() gives another handle than fileno() told."""
+
+    def __init__(self, told: socket.socket, given: Any) -> None:
+        self.told, self.given = told, given
+
+    def fileno(self) -> int:
+        return self.told.fileno()
+
+    def detach(self) -> int:
+        return int(self.given.detach())
+
+
+@posix_only
+def test_what_detach_gives_is_looked_at_and_not_only_what_fileno_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as told, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+        wrong.bind(("127.0.0.1", 0))
+        number = wrong.fileno()
+        with pytest.raises(harken.ListenError, match=f"fd://{number}.*datagram"):
+            harken.adopt(Another(told, wrong))
+        socket.close(number)  # it stays open, and the error names it
+        file = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(harken.ListenError, match=f"fd://{file}"):
+            harken.adopt(Another(told, SimpleNamespace(detach=lambda: file)))
+        os.close(file)
+        other = socket.create_server(("127.0.0.1", 0))
+        other.set_inheritable(True)
+        name = other.getsockname()
+        with harken.adopt(Another(told, other)) as listener:
+            assert listener.getsockname() == name
+            assert not listener.get_inheritable()
+            assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # ---------------------------------------------------------------------------- who calls listen(2)

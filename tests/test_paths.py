@@ -410,6 +410,81 @@ class TestOtherServers:
         assert said["back"]
 
 
+@linux_only
+class TestForks:
+    """A process is forked by another thread in the middle of an operation, and the child goes on with what it finds."""
+
+    @pytest.mark.parametrize("operation", ["start", "start over a dead one", "takeover", "close", "close a takeover"])
+    def test_a_child_that_is_forked_at_any_step_can_close(self, path: str, poison: Poison, operation: str) -> None:
+        """It does not wait for a thread that it does not have, and leaves the parent's path alone."""
+        program = """
+        import signal
+        operation, children = OPERATION, []
+        def fork():
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                os.close(canary)
+                entry.remove()
+                lowest = os.open("/dev/null", os.O_RDONLY)
+                entry.settle()
+                entry.remove()
+                os.fstat(lowest)
+                os._exit(0)
+            children.append(child)
+        canary = os.open("/dev/null", os.O_RDONLY)
+        old = served() if "takeover" in operation else leave_dead() if "dead" in operation else None
+        listener = harken._unix.new_listener(path)
+        entry = listener.entry = harken._paths.Entry(path, path, path)
+        if not operation.startswith("close"):
+            each_step(fork)
+        entry.bind(listener, "takeover" in operation, -1, -1, 0o600)
+        harken.Socket.listen(listener)
+        entry.publish()
+        if operation != "close a takeover":
+            entry.settle()
+        reached = reaches(listener)
+        if operation.startswith("close"):
+            each_step(fork)
+        listener.close()
+        each_step(None)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        tell(reached=reached, children=len(ends), failed=len([end for end in ends if end]),
+             left=[name for name in os.listdir(home) if name != "a.sock"],
+             back=reaches(old) if operation == "close a takeover" else not os.path.exists(path))
+        """
+        said = stage(poison, path, program.replace("OPERATION", repr(operation)))
+        assert said["children"] >= 2
+        assert (said["failed"], said["left"]) == (0, [])
+        assert said["reached"]
+        assert said["back"]
+
+    def test_a_takeover_that_several_children_finish_is_done_by_one(self, path: str) -> None:
+        """`harken.bind` before the fork, listen() in each worker."""
+        program = f"""
+        import os, harken, socket
+        path = {path!r}
+        old = socket.socket(socket.AF_UNIX)
+        old.bind(path)
+        old.listen()
+        listeners = harken.bind("unix:" + path, exclusive=False)
+        children = []
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                listeners.listen()
+                os._exit(0)
+            children.append(child)
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(path)
+        listeners[0].accept()[0].close()
+        tell(ends=ends, left=os.listdir(os.path.dirname(path)))
+        """
+        said = run(textwrap.dedent(program))
+        assert said == {"ends": [0, 0, 0], "left": ["a.sock"]}
+
+
 # ---------------------------------------------------------------------------- other users
 
 

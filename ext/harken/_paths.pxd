@@ -17,7 +17,7 @@ cdef class Entry:
     cdef int place  # where it is: see _paths.pyx
     cdef unsigned int forks  # names the process that made it
     cdef bint used, fresh  # bound once; in nobody's hands yet
-    cdef long busy  # a thread is in here
+    cdef long busy  # names the process of which a thread is in here; else 0
     cdef object __weakref__
 
     cdef int make(

@@ -299,6 +299,9 @@ cdef class Entry:
             error = c.net_file_look(&self.folder, self.name, &there)
             if error == 0 and there.kind == c.NET_SOMETHING:
                 return c.NET_EEXIST
+            if error == 0 and c.net_same_file(&there, &self.ours):
+                self.place = HERE  # by another process, with which we have it in common since a fork
+                return 0
             if error == 0 and there.kind == c.NET_A_SOCKET:
                 error = self.replace(True)
             elif error == 0:
@@ -407,8 +410,10 @@ cdef class Entry:
         c.net_folder_remove(&self.folder, self.token)
 
     cdef void enter(self) noexcept nogil:
-        """One thread at a time: each of these steps is short."""
-        while c.net_swap(&self.busy, 1):
+        """One thread at a time: each of these steps is short. `busy` names the process: a thread of the parent that was
+        in here at a fork is not in the child, and never leaves there."""
+        cdef long here = <long>forks() + 1
+        while c.net_swap(&self.busy, here) == here:
             c.net_yield()
 
     cdef void leave(self) noexcept nogil:

@@ -336,8 +336,9 @@ cdef int take_from(object given, Socket made, net_socket_t handle) except -1:
 cdef int detach_foreign(object given, Socket made, net_socket_t handle, type plain) except -1:
     """By a detach() in Python, which may be interrupted before or after it lets the handle go."""
     cdef net_socket_t number
-    cdef int family, type, proto
+    cdef int inheritable
     from os import fstat
+    from harken._inherit import _must_fit
     try:
         before = fstat(handle)
     except OSError:
@@ -346,6 +347,9 @@ cdef int detach_foreign(object given, Socket made, net_socket_t handle, type pla
         number = given.detach()
         if number < 0:
             c.net_raise(c.NET_EBADF)
+        if number != handle:  # not what we have looked at: it is checked as well, and stays open if it is refused
+            _must_fit(number)
+            look_at(made, number, &inheritable)
         made.handle = number
     except BaseException:
         try:

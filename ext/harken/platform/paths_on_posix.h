@@ -40,9 +40,10 @@ static inline int net_folder_open(const char *text, net_folder_t *folder)
 
 static inline void net_folder_close(net_folder_t *folder)
 {
-    if (folder->handle >= 0)
-        close(folder->handle);
-    folder->handle = -1;
+    int handle = folder->handle;
+    folder->handle = -1; /* first: a fork that comes between finds no number that is another's by then */
+    if (handle >= 0)
+        close(handle);
 }
 
 static inline int net_folder_remove(const net_folder_t *folder, const char *name)
