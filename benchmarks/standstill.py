@@ -1,11 +1,11 @@
-"""How long does an event loop stand still while harken.asyncio opens and closes a unix socket in a directory on which
-somebody else holds a lock?
+"""How long an event loop stands still while harken.asyncio opens and closes a unix socket in a directory on which
+another process holds a lock.
 
-    python benchmarks/standstill.py             (Linux; as root the lock is another user's, who may write nothing there)
+    python benchmarks/standstill.py             (Linux; as root, another user holds the lock, who may not write there)
 
-A heartbeat in the loop writes down the longest time between two beats. The first line is the negative control: a call
-that waits 100 ms for the lock on the loop's thread. Exits with 1 when a call took 50 ms, or a beat 20 ms, in three runs
-of three: what waits for the lock does so each time, a machine that is busy with something else may be lucky."""
+A heartbeat in the loop records the longest time between two beats. The first line is the negative control: a call that
+waits 100 ms for the lock on the loop's thread. Exits with 1 if a call took 50 ms, or a beat 20 ms, in each of three
+runs: code that waits for the lock does so every time, while a busy machine delays only some of the runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
-"""A child process flips the mode of a shared listener in a loop, and takes a connection now and then; here two threads
-accept, one pauses, resumes and asks, and one only counts. ``python flipped.py SECONDS ENGINE [BIND]`` prints what each
-has come to, and the longest that a call, or the interpreter, stood still. Fails when it hangs, or loses a client."""
+"""A storm on a shared listener: a child process makes it blocking and non-blocking in a loop, and accepts a connection
+now and then, while in this process two threads accept, one pauses, resumes and reads counters, and one only counts.
+
+    python flipped.py SECONDS ENGINE [BIND]
+
+Prints the counts, and the longest time that a call or the interpreter stood still. Fails if it hangs or loses a client.
+"""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
-"""Every system call of every public operation fails in every documented way: ``python tests/injected.py``.
+"""Makes every system call of every public operation fail in every documented way: ``python tests/injected.py``.
 
-An operation is run once to count its calls. Then each call is made to fail (the first, the second, ... of its name),
-with each error that its manual page tells, by a preloaded library, injected.c. After each of these triples (call,
-error, operation):
+Each operation is run once, to count its calls. Then each call (the first, the second, ... of its name) is made to fail
+with each error in its manual page, by a preloaded library, injected.c. After each of these triples (call, error,
+operation):
 
-- the right exception came: ListenError with step, address and this error where something is opened, OSError with this
-  error elsewhere; or none, where `QUIET` says why;
-- nothing is left: descriptors, threads, files;
+- the right exception was raised: ListenError with step, address and this error where something is opened, otherwise
+  OSError with this error; or none, where `QUIET` says why;
+- nothing leaked: descriptors, threads, files;
 - no client is lost: each that had connected is accepted, then or later;
-- the same operation, once more, works.
+- the same operation works when it is repeated.
 
-    python tests/injected.py                 the sample that the test suite takes
+    python tests/injected.py                 the sample that the test suite runs
     python tests/injected.py --long          all, some minutes
     python tests/injected.py --long listen   the operations that have this in their names
-    python tests/injected.py --control       faults that are there on purpose are found
+    python tests/injected.py --control       checks that deliberate faults are found
 
-A child process does the work; one that hangs or dies is named with its triple, and another one goes on behind it.
+A child process does the work. If it hangs or dies, its triple is reported, and another child continues after it.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""Every public operation, interrupted everywhere: is what it works on as before, or as asked? Linux.
+"""Interrupts every public operation at every line, and counts what is lost. Linux.
 
     python tests/interrupted.py [--rounds N] [--long] [--every N] [--only WORD] [--without WORD] [-v]
 
-Two ways. A trace function raises at each line in turn that harken's Python code runs, or the standard library's when
-harken has called it. And real signals (SIGALRM by setitimer(2), after a random time) whose handler raises, N times an
-operation. After each it is counted: the descriptors of this process and what they are, the paths in the directory, the
-threads, and what the caller's objects and the operation's result say of their handles. An operation that has not
-returned must have changed nothing; one that has returned, all. Then everything is closed, with a stranger's file open
-at the lowest free number, which must be open afterwards. What closes several things, or begins to listen, may have
-done a part: each thing on its own is then as before or as asked, and a second call does the rest.
+There are two kinds of interruption. A trace function raises at each line in turn of harken's Python code, and of the
+standard library's where harken calls it. And real signals (SIGALRM by setitimer(2), after a random time), N for each
+operation, whose handler raises. After each interruption the following are compared with what they were before: the
+descriptors of this process and what they refer to, the paths in the directory, the threads, and the handles of the
+caller's objects and of the operation's result. An operation that did not return must have changed nothing; one that
+returned must have done everything. Then everything is closed, while an unrelated file is open at the lowest free
+number, which must still be open afterwards. An operation that closes several objects, or that starts to listen, may
+have been done in part: then each object must be as before or as asked, and a second call must do the rest.
 
-The negative controls are operations that are wrong on purpose: they must be found, or the counting is worth nothing.
+The negative controls are operations that are wrong on purpose. If they are not found, the program fails.
 
 The result is kept by list.extend(starmap(operation, ...)), in C, so that no signal comes between the operation's return
-and the list: that moment belongs to the caller, here as with every function that returns an owner.
+and the list: that moment is the caller's responsibility, as with every function that returns an object to be closed.
 """
 
 from __future__ import annotations

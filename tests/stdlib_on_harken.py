@@ -1,14 +1,15 @@
-"""The interpreter's own tests with `harken.Socket` in the place of `socket.socket`.
+"""Runs the interpreter's own tests with `harken.Socket` in the place of `socket.socket`.
 
     python tests/stdlib_on_harken.py [MODULE[:PATTERN] ...] [--control]
 
-Without modules all of MODULES run, some five minutes; PATTERN is what unittest's -k takes. What fails is run once more,
-alone, and then with the standard library's own sockets: what fails there, too, is the machine's affair. The rest must
-stand in stdlib_differences.txt, with a reason. A name there that passes is an error as well, unless it says
-`sometimes`. With --control a Socket that cannot send is put in the place, to see that the tests use what is put there.
+Without arguments all of MODULES run, some five minutes; PATTERN is what unittest's -k takes. A test that fails is run
+once more, alone, and then with the standard library's own sockets: if it fails there too, the machine is the reason.
+Any other test that fails must be listed in stdlib_differences.txt, with a reason. A listed test that passes is an error
+too, unless its reason begins with `sometimes`. With --control, a Socket that cannot send is used, to show that the
+tests use it.
 
-Prints, for each module: how many ran, failed unexpectedly, are excused, are on the list but pass. Ends with 1 if there
-is anything to look at, with 77 where the interpreter has no `test`.
+Prints, for each module, how many tests ran, failed unexpectedly, are excused, and are listed but pass. Exits with 1 if
+there is anything to look at, with 77 if the interpreter has no package `test`.
 """
 
 from __future__ import annotations

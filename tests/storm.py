@@ -1,7 +1,12 @@
-"""Threads that close, give away, ask, pause and accept on the same listeners, while files are opened and closed beside
-them: nobody may touch a number that is a stranger's by now. ``python storm.py SECONDS`` prints how many rounds there
-were, how often a call met something that is no socket (ENOTSOCK), and how often a file was gone that nobody of us
-closed: 0 and 0. Without a GIL it finds what is asked outside a critical section; with one, what is asked by number."""
+"""A storm of threads that close, give away, query, pause and accept on the same listeners, while files are opened and
+closed beside them: no call may reach a descriptor whose number was closed and reused.
+
+    python storm.py SECONDS
+
+Prints how many rounds there were, how often a call met something other than a socket (ENOTSOCK), and how often a file
+was closed that this program had not closed: both must be 0. On a free-threaded Python this finds calls that are made
+outside a critical section; with a GIL, calls that are made by number.
+"""
 
 from __future__ import annotations
 

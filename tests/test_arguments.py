@@ -1,4 +1,4 @@
-"""Arguments that run code of their own, that are far too long, or of any shape: nothing that they do may hurt."""
+"""Arguments that run code of their own, are far too long, or have a wrong type: none of them may do harm."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""harken.asyncio where somebody else comes between: task factories that begin at once, servers that nobody keeps,
-Ctrl-C with clients, exceptions at every line of a hand-over."""
+"""harken.asyncio when something else interferes: task factories that start tasks at once, servers without references,
+Ctrl-C while clients are connected, exceptions at every line of a hand-over."""
 
 from __future__ import annotations
 

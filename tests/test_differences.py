@@ -1,4 +1,4 @@
-"""docs/differences.md says all that differs from `socket.socket`, and nothing that does not."""
+"""docs/differences.md lists everything that differs from `socket.socket`, and nothing that does not."""
 
 from __future__ import annotations
 

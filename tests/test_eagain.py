@@ -1,4 +1,5 @@
-"""How long a call waits, and what it says then: whose flag, whose timeout, whose limit, whose mode."""
+"""How long a call waits and what it raises then, as its timeout, its flags, the socket's options and the handle's mode
+say."""
 
 from __future__ import annotations
 

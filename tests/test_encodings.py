@@ -1,4 +1,4 @@
-"""The command line where the output has not every character: names of others, and what harken itself adds."""
+"""The command line on an output whose encoding lacks a character, of others' names or of harken's own text."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A listener belongs to whoever has it: another process may make it block, and take what was seen, at any moment. Then
-accept(2) waits, whatever was asked before. Nobody else may wait with it."""
+"""Another process that shares a listener may make it blocking, and accept the connection that was seen, at any moment.
+Then accept(2) waits in one thread; no other thread may wait for that."""
 
 from __future__ import annotations
 

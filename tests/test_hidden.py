@@ -1,4 +1,4 @@
-"""What is said where a process may see little: without netlink, without most of /proc, under a seccomp filter."""
+"""What errors and commands say where a process sees little: no netlink, little of /proc, a seccomp filter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""asyncio's host and port: what is opened is what asyncio opens, and never more."""
+"""asyncio's host and port: harken listens on what asyncio would, and never on more."""
 
 from __future__ import annotations
 

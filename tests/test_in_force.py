@@ -1,4 +1,4 @@
-"""Options that the system takes without an error and that are not in force: who asked for them is told, once."""
+"""Options that the system accepts without putting them in force: there is one warning for each."""
 
 from __future__ import annotations
 

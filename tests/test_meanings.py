@@ -1,4 +1,4 @@
-"""The standard library's meanings, beside the standard library: messages, files, default timeouts, enums."""
+"""The standard library's meanings, tested on both: messages, files, default timeouts, enums."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What people write where a bind should stand: each is refused with the mistake named and the right form shown, or it
-has one clear meaning. And however long it is, it takes no time."""
+"""Texts that people write instead of a bind: each is refused with the mistake named and the right form shown, or has
+one clear meaning. Long texts take no longer than reading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A handle moves between objects: at every moment it has one owner, whatever comes between."""
+"""A handle that moves between objects has one owner at every moment, whatever happens meanwhile."""
 
 from __future__ import annotations
 

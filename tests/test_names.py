@@ -1,4 +1,4 @@
-"""What tools read of the public names: dir(), help(), signatures, type hints, pickle."""
+"""What tools get from the public names: dir(), help(), signatures, type hints, pickle."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Paths of unix sockets among strangers: at each step of a start, a takeover and a close somebody else has his turn, or
-a signal handler raises. HARKEN_ROUNDS=100 repeats what is left to chance a hundred times as often."""
+"""Paths of unix sockets: at each step of a start, a takeover and a close, another process acts on the path, or a signal
+handler raises. HARKEN_ROUNDS=100 repeats the random tests a hundred times as often."""
 
 from __future__ import annotations
 

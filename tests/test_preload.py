@@ -1,6 +1,6 @@
-"""Errors, overload and hand-over where Python can load nothing more: no descriptors are left, the root directory or the
-user has changed, the files are gone. With `harken.preload` everything works; without it nothing fails but in its own
-way."""
+"""Errors, overload and hand-over where Python can import nothing more: no descriptors are left, the root directory or
+the user has changed, the files are gone. After `harken.preload` everything works; without it only what needs a module
+fails, with an error that says so."""
 
 from __future__ import annotations
 

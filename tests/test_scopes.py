@@ -1,5 +1,5 @@
-"""Link-local addresses: a scope stays the number that it is, whatever the interface is called; what is printed opens
-the same address again."""
+"""Link-local addresses: a scope is kept as a number, whatever the interface is called, and what is printed opens the
+same address again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short part of `python tests/stdlib_on_harken.py`: the interpreter's own tests, with our Socket in its place."""
+"""A short part of stdlib_on_harken.py: the interpreter's own tests with harken.Socket."""
 
 from __future__ import annotations
 

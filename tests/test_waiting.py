@@ -1,8 +1,8 @@
-"""Nothing that can wait runs on an event loop's thread: a detector looks at all that harken.asyncio does there.
+"""Nothing that may wait runs on an event loop's thread: a detector watches everything that harken.asyncio does there.
 
-Python tells an audit hook of the files that it opens, of changes to directories, of names that are looked up, modules
-that are loaded, locks on files. What it does not tell is wrapped: looking at a path, or for a user, and harken's own
-steps, which are made in C. Where there is strace, it tells the same of the system calls themselves."""
+Python's audit events tell it of files that are opened, changes to directories, look-ups of names, imports, and locks on
+files. What raises no audit event is wrapped: looking at a path, or for a user, and harken's own steps, which are made
+in C. Where strace is installed, it checks the system calls themselves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-/* What another process can do to a listener that it shares, at the worst moment: just before accept4(2) it makes the
- * listener block, and takes the connection that was seen. While thief_works is set every accept4() of this process meets
- * that. Preloaded by test_flipped.py, for Linux and glibc. */
+/* Stands for another process that shares a listener: while thief_works is set, just before every accept4() of this
+ * process the listener is made blocking, and the connection that was seen is accepted. Preloaded by test_flipped.py, for
+ * Linux and glibc. */
 #if __has_include(<dlfcn.h>)
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,28 +1,30 @@
-"""The path of a unix socket in its directory: made, taken over, given back and removed, without a lock.
+"""Makes, takes over, gives back and removes the path of a unix socket in its directory, without a lock.
 
-A lock could be held by whoever may open the directory. What decides here who has a path are single steps of the kernel:
-bind(2) to a name that is free, rename(2) that fails where something is (RENAME_NOREPLACE), and rename(2) by which two
-names change places (RENAME_EXCHANGE): what was at the path is then under a name of ours, is looked at there, and goes
-back if it is alive. Nothing is removed at the path itself, where it could be another's by then.
+Anybody who may open the directory could hold a lock. Instead, single steps of the kernel decide who has a path: bind(2)
+to a free name, a rename that fails if the new name exists (RENAME_NOREPLACE), and a rename by which two names change
+places (RENAME_EXCHANGE). After an exchange, what was at the path is under a name of ours; there it is examined, and
+exchanged back if a process still has it. Nothing is removed at the path itself, where it could be another server's by
+then.
 
-**A free path** is bound directly. Which inode the socket has, the kernel tells (sock_diag); what lies at the path after
-bind(2) may be another's. Owner and mode go to that inode, held by a descriptor, and to nothing else. Where the kernel
-does not tell, a socket with an owner or a mode is made in a private directory (0700) beside the path, and moved; one
-without is known by a bit in its mode, which is enough among servers that are not hostile.
+**A free path** is bound directly. The kernel tells which inode the socket has (sock_diag), as the path may lead to
+something else after bind(2). Owner and mode are set on that inode, which a descriptor holds, and on nothing else. Where
+the kernel does not tell, a socket with an owner or a mode is made in a private directory (0700) beside the path, and
+moved; one without them is recognized by a bit in its mode, which is enough among servers that are not hostile.
 
-**A path that a dead server left.** The socket is bound in a private directory, where it is alive to whoever asks, and
-changes places with the dead one. The dead one can be had only once: who gets it has won. Who gets a living one has
-knocked at the dead one a moment too early. He has lost, and brings back what he got. Several may be in the middle of
-this at once, each with what the one before him has put there; so each waits until his own is at the path again, and
-takes it away as from a stack. A server that was up before is missing for microseconds.
+**A path that a dead server left.** The new socket is bound in a private directory and changes places with the dead one.
+Only one server can get the dead socket in this way, and that one has won. A server that gets a living socket instead
+tested the path just before the winner's exchange: it has lost, and exchanges again, to put back what it got. Several
+servers may be doing this at once, each holding the socket that the one before it had put there; so each waits until its
+own socket is at the path again before it exchanges back, last in, first out. A server that was there before is missing
+for microseconds.
 
-**A takeover** is the same step without a knock, and the newest wins. What was there is kept until all listeners of the
-call are through, and for as long as a signal handler can make the call fail: see settle_soon().
+**A takeover** is the same step without the test, and the newest server wins. The old socket is kept until all listeners
+of the call have succeeded, and as long as a signal handler can make the call fail: see settle_soon().
 
-Where a system or a file system lacks the two renames they are done by hand, with link(2) and rename(2): the path is
-missing for a moment then.
+Where a system or a file system lacks the two renames, link(2) and rename(2) replace them: the path is missing for a
+moment then.
 
-To Python each method is one step: no signal handler, tracer or exception comes in between.
+For Python each method is one step: no signal handler, tracer or exception can come in between.
 """
 
 import cython

@@ -1,4 +1,4 @@
-# Included by every module, as its last line: Python may be ended and started again in one process (Py_FinalizeEx,
-# Py_Initialize), and must not find the module of the interpreter before. See platform/objects.h.
+# Included by every module, as its last line. A process may end Python and start it again (Py_FinalizeEx,
+# Py_Initialize): the new interpreter must not find modules of the old one. See platform/objects.h.
 
 c.may_be_imported_again()

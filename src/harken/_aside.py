@@ -1,7 +1,7 @@
-"""What can wait is done aside, in a thread, for no other task of a loop runs meanwhile: directories on a file system
-that is far away, owners that a directory service is asked for, whose sockets are in the way.
+"""Runs what may wait in a thread, so that a loop's other tasks go on meanwhile: work in directories, which may be on a
+remote file system, looking up users and groups, which may ask a directory service, and finding who holds an address.
 
-Each call has a thread of its own. The loop's executor would do until all of its threads wait for something else.
+Each call has a thread of its own: the threads of the loop's executor might all be waiting for something else.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _in_a_thread(call: Callable[[], object]) -> None:
 
 
 async def explained(error: ListenError) -> None:
-    """Finds out what the error is going to say, whose sockets are in the way first of all: whoever prints it, the
-    loop's exception handler for one, would look through the whole of /proc on the loop's thread."""
+    """Finds out in a thread what the error will say, above all whose sockets are in the way: otherwise printing it, for
+    instance by the loop's exception handler, would search all of /proc on the loop's thread."""
     with suppress(RuntimeError):  # there is no room for a thread
         await aside(lambda: explain(error))
 
@@ -91,18 +91,18 @@ def explain(error: ListenError) -> None:
 # ---------------------------------------------------------------------------- closing
 
 _closing: set[threading.Thread] = set()
-"""Threads that close something. A path is free when they have ended."""
+"""Threads that close something. When they have ended, the paths are removed."""
 
 
 def wait_for_paths() -> None:
-    """Until what was closed before in this process has left its path."""
+    """Waits until the sockets that this process closed before have had their paths removed."""
     for thread in list(_closing):
         if thread is not threading.current_thread():
             thread.join()
 
 
 def can_wait(sock: Any) -> bool:
-    """Can its listen() or its close() wait? That of a unix socket which has a path in a directory."""
+    """Whether its listen() or close() may wait: true for a unix socket that has a path in a directory."""
     return bool(getattr(sock, "family", None) == AF_UNIX)
 
 

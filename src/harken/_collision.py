@@ -1,4 +1,4 @@
-"""What an error of listen() has to know of the call's own sockets, which are closed by the time that it is read."""
+"""What an error of listen() records of the call's own sockets, as they are closed by the time it is printed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def of_call(
     error: BaseException, bind: Bind, plan: Plan | None, sock: Listener | None, others: list[tuple[Bind, Listener]]
 ) -> None:
-    """Gives an AddressInUseError of listen() what it needs to tell whether the call was in its own way: the bind that
-    failed with its plan and its socket, where that is open, and what else the call has open."""
+    """Records in an AddressInUseError what it needs to tell whether two binds of the call conflict: the bind that
+    failed, with its plan and its socket if that is open, and the other sockets of the call."""
     if not isinstance(error, AddressInUseError):
         return
     error._bind = str(bind)
@@ -61,7 +61,7 @@ def _facts(
 
 
 def is_same_path(one: str, other: str) -> bool:
-    """Do two paths lead to the same file, or to the same place for one?"""
+    """Whether two paths lead to the same file, or to the same place for one."""
     if one == other or one.startswith("\0") or other.startswith("\0"):
         return one == other
     if _place(one) == _place(other):
@@ -78,7 +78,7 @@ def _place(path: str) -> str:
 
 
 def is_given_twice(path: str, sockets: list[Listener]) -> bool:
-    """Is a path asked for that a socket of the same call has, or takes over? One would take it from the other."""
+    """Whether a socket of the same call has this path, or is taking it over: one would take it from the other."""
     for sock in sockets:
         if sock.family == AF_UNIX and isinstance(address := sock.address, str) and is_same_path(path, address):
             return True

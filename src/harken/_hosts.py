@@ -1,11 +1,11 @@
 """asyncio's ``host`` and ``port``, as binds.
 
-With a port they mean what they mean in ``loop.create_server()``: a host, or a sequence of hosts; None, or the empty
-string in the place of a sequence, is every address. Without a port, a host may be a bind as well.
+With a port they mean what they mean in ``loop.create_server()``: a host, or a sequence of hosts; None, or an empty
+string that is not in a sequence, is every address. Without a port, a host may also be a bind.
 
-Names are looked up by ``loop.getaddrinfo()``, as asyncio does, so that a loop with a resolver of its own is asked. What
-it answers stays a tuple, and what the caller gave stays what it is: no text is made of it that is read again, in which
-a ``?`` or a ``:`` would mean something else.
+Names are looked up by ``loop.getaddrinfo()``, as asyncio does, so that a loop's own resolver is used. Its answers stay
+tuples, and the caller's values stay as they are: they are never formatted and parsed again, as a ``?`` or ``:`` in them
+would then mean something else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options that the system took without an error, and that do less than was asked for, or nothing."""
+"""Options that the system accepted without an error, and that do less than was asked for, or nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def shortfalls(options: Options, granted: Callable[[str], object]) -> Iterator[tuple[str, str]]:
-    """Names of options, and what is to be said. ``granted`` tells what the system has now; None where it is not known,
-    as before there is a socket: then the settings of the system decide."""
+    """Names of options that are not in force, each with the text of the warning. ``granted`` returns the value that the
+    system has now, or None if it is unknown, as before there is a socket; then the system's settings decide."""
     for name, words in _RULES.items():
         asked = getattr(options, name)
         if asked is not None:

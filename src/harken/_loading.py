@@ -1,9 +1,9 @@
-"""Modules that are loaded when they are first needed; and `preload`, after which none is.
+"""Imports of modules when they are first needed; and `preload`, which imports them all.
 
-A program runs out of descriptors, changes its root directory or its user, or has its files replaced under it: from then
-on Python can load nothing more. So `import harken` loads what opening and accepting need, and what their errors are
-made of. The rest takes longer to load than all of that, and waits: the modules that explain an error, those that set
-options, and the standard library's own, where a socket is handed over to its objects.
+A program may run out of descriptors, change its root directory or its user, or have its files replaced: from then on
+Python can import nothing more. So `import harken` imports what opening and accepting need, and what their errors are
+made of. The rest, which takes longer to import than all of that, is imported when it is needed: the modules that
+explain an error, those that set options, and those of the standard library that a hand-over needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PARTS = (
     "_foresee", "_handover", "_hints", "_holders", "_in_force", "_inherit", "_mistakes", "_netlink", "_options",
     "_paths", "_plan", "_stats", "_types", "_unix",
 )  # fmt: skip
-"""The modules of this package that `preload` loads; the others are there already, are commands, or are asyncio's."""
+"""The modules of this package that `preload` imports; the rest are commands, asyncio's, or there already."""
 
 _OTHERS = (
     "logging", "warnings", "traceback", "linecache", "tokenize", "tracemalloc",  # what Python reports with

@@ -1,7 +1,7 @@
-"""What people write where a bind should stand, and what they mean by it.
+"""What people write instead of a bind, and what they mean by it.
 
-Loaded when a bind is refused. Nothing here decides what a bind is: `_bind` has refused the text already, and this only
-finds better words. The right form that is shown is read before it is shown, so that it is one.
+Imported when a bind is refused. This module does not decide what a bind is: `_bind` has refused the text already, and
+this only finds a better message. The form that the message shows is parsed first, so that it is valid.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _SHORT = 300  # what people write by hand or paste; the rules below need not be 
 
 
 def meant(text: str) -> str:
-    """What is wrong with a text that is no bind, and the right form; empty where nothing better is known than the place
-    at which it could not be read."""
+    """What is wrong with a text that is not a bind, and the right form; empty if nothing better is known than the place
+    at which parsing failed."""
     if len(text) > _SHORT:
         return ""
     bare = text.strip()
@@ -33,7 +33,7 @@ def meant(text: str) -> str:
 
 
 def instead(bind: object) -> str:
-    """For what is neither text nor a number: the text to write instead, behind a semicolon."""
+    """For a value that is neither text nor a number: the text to write instead, after a semicolon."""
     right = "" if isinstance(bind, type) else _as_text(bind)
     return f"; {right}" if right else ""
 
@@ -69,7 +69,7 @@ def _why_not(text: str) -> str:
 
 
 def _write(*forms: str, why: str = "") -> str:
-    """The first of the forms that is one."""
+    """The first of the forms that is a valid bind."""
     for form in forms:
         if _bind.reads(form):
             return f"{why}: write {form}" if why else f"write {form}"

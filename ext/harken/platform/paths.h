@@ -1,25 +1,26 @@
-/* Entries of directories, for unix sockets: what _paths.pyx is made of. The contract of net.h holds here too.
+/* Directory entries, for unix sockets: the system calls of _paths.pyx. The contract of net.h holds here too.
  *
- * A folder is opened once, and names are looked up in it: a folder above may be renamed meanwhile by whoever owns it.
+ * A folder is opened once, and names are looked up in it: the owner of a folder above it may rename that at any time.
  *
  *   net_folder_open, net_folder_close   a directory; on Windows its path
- *   net_folder_private          makes one in it that no other user can enter, or reach into
+ *   net_folder_private          makes a directory in it that no other user can enter or change
  *   net_folder_remove           removes an empty one
- *   net_file_look               what has this name; a symbolic link is not followed. Nothing is no error
- *   net_file_move               gives it another name, unless something has that: one atomic step, or link and unlink,
- *                               by which it must be ours alone
- *   net_file_replace            gives it another name, which is ours alone: always one step
- *   net_file_exchange           two names change places: one atomic step where the system and the file system have it,
- *                               else by hand, with the second name missing for a moment
+ *   net_file_look               what has this name; does not follow a symbolic link. A missing file is not an error
+ *   net_file_move               renames it, unless the new name exists: one atomic step, or link and unlink, for which
+ *                               the old name must be in a private directory
+ *   net_file_replace            renames it to a name in a private directory: always one step
+ *   net_file_exchange           two names change places: one atomic step where the system and the file system can do
+ *                               it, else several, with the second name missing for a moment
  *   net_file_remove             removes a name
- *   net_file_give               owner and mode of a socket: of what `whose` says, whatever has the name by then
- *   net_file_knock              does a process have the socket of this name?
- *   net_file_hold, net_file_links  how many names has what had this name once? Where the system has a way to hold it
- *   net_file_of                 which inode is a socket bound to? Where the system tells
- *   net_begins_with             from now on bind() makes a path with this mode, where sockets have one, less the umask
- *   net_file_way                a path to a name in a folder that is short, where there is one
+ *   net_file_give               sets owner and mode of the socket that `whose` says, whatever has the name by then
+ *   net_file_knock              whether a process has the socket of this name
+ *   net_file_hold, net_file_links  holds the file that has this name, and tells how many names it has later; where the
+ *                               system can
+ *   net_file_of                 the inode to which a socket is bound, where the system tells
+ *   net_begins_with             from now on bind() makes a path with this mode, less the umask, where sockets have one
+ *   net_file_way                a short path to a name in a folder, where there is one
  *   net_path_put                a path as an address
- *   net_pause                   milliseconds
+ *   net_pause                   sleeps for milliseconds
  */
 #ifndef HARKEN_PATHS_H
 #define HARKEN_PATHS_H
@@ -33,7 +34,7 @@ typedef struct {
     unsigned long long device, inode;
 } net_file_t;
 
-/* What net_file_knock says. Nobody: a server that ended has left it. Forbidden: it may not be asked. */
+/* Results of net_file_knock. Nobody: a server that ended has left it. Forbidden: this user may not connect to it. */
 #define NET_MARKED 01000 /* a bit of the mode that no other server's socket has */
 enum { NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN };
 
