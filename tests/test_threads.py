@@ -339,7 +339,7 @@ def test_addresses_are_read_while_they_are_closed() -> None:
 
 @posix_only
 @pytest.mark.thread_unsafe(reason="runs in a child process")
-def test_a_storm_touches_no_strangers_number() -> None:
+def test_a_storm_reaches_no_reused_descriptor() -> None:
     """storm.py, which runs longer by hand: no ENOTSOCK, and no file closed that is not ours."""
     program = Path(__file__).with_name("storm.py")
     child = subprocess.run(

@@ -49,19 +49,19 @@ cdef enum:
     BESIDE = 2  # in the private directory, to be published
     SWAPPED = 3  # at the path; what was there is in the private directory
 
-    # How what bind(2) made is known from what another has put in its place.
+    # How the socket that bind(2) made is told from a file that another process has put in its place.
     BY_NUMBER = 0  # the kernel tells the socket's inode
-    BY_MARK = 1  # it has a bit in its mode for a moment that others' sockets have not
-    NONE = 2  # not at all: what is there right after bind(2) is taken for it
+    BY_MARK = 1  # for a moment its mode has a bit that no other server's socket has
+    NONE = 2  # not at all: whatever is there right after bind(2) is assumed to be it
 
     TAKEN = -1  # of make_here(): no error number of any system
-    TURNS = 100  # how often what has changed meanwhile is looked at again
-    PATIENCE = 2000  # milliseconds, for another process that is in the middle of the same steps
+    TURNS = 100  # how often to look again at what has changed meanwhile
+    PATIENCE = 2000  # milliseconds to wait for another process that is in the middle of the same steps
 
 
 @cython.final
 cdef class Entry:
-    """The entry of a socket in a directory. Whoever made it takes it away, by ``remove()``."""
+    """The entry of a socket in a directory. The process that made it removes it, by ``remove()``."""
 
     def __cinit__(self):
         self.folder.handle = self.beside.handle = self.held = -1
@@ -139,7 +139,7 @@ cdef class Entry:
             fail(self, "rename", error)
 
     def settle(self):
-        """What was taken over is not given back any more, by whatever comes."""
+        """From now on what was taken over is not given back, whatever happens."""
         with nogil:
             self.enter()
             self.fresh = False
@@ -175,7 +175,7 @@ cdef class Entry:
             return error
         private = self.direct_way(&address, &length) != 0
         if private and c.net_file_way(&self.folder, b"", way, sizeof(way)):
-            return c.NET_ENAMETOOLONG  # nobody could connect to it, either
+            return c.NET_ENAMETOOLONG  # nobody could connect to it
         if c.net_file_of(handle, &inode):
             proof = NONE
             private = private or gives
@@ -218,7 +218,7 @@ cdef class Entry:
                     return error
                 step[0] = b"bind"
             if answer != c.NET_NOBODY:
-                return 0  # to be published
+                return 0  # publish() will move it
             if there.kind == c.NET_NOTHING:
                 error = c.net_file_move(&self.beside, self.inner, &self.folder, self.name)
                 if error == 0:
@@ -246,7 +246,7 @@ cdef class Entry:
         self, net_socket_t handle, const net_address_t *address, net_length_t length, int proof, long long uid,
         long long gid, int mode, const char **step
     ) noexcept nogil:
-        """At the path itself. TAKEN where something is."""
+        """Binds at the path itself. TAKEN if something is there."""
         cdef net_file_t there
         cdef bint gives = mode >= 0 or uid >= 0 or gid >= 0
         cdef int error
@@ -263,14 +263,14 @@ cdef class Entry:
             c.net_file_give(&self.folder, self.name, &self.ours, -1, -1, there.mode & ~c.NET_MARKED, step)
             step[0] = b"bind"
         if not gives:
-            return 0  # replaced already, maybe, by a server that looks at nothing: it is not ours to remove
+            return 0  # perhaps a server that checks nothing has replaced it already: it is not ours to remove
         error = c.net_file_give(&self.folder, self.name, &self.ours, uid, gid, mode, step)
         return c.NET_EADDRINUSE if error == c.NET_EEXIST or error == c.NET_ENOENT else error
 
     cdef int make_beside(
         self, net_socket_t handle, long long uid, long long gid, int mode, const char **step
     ) noexcept nogil:
-        """In a private directory beside the path."""
+        """Binds in a private directory beside the path."""
         cdef char way[64 + 256]
         cdef net_address_t address
         cdef net_length_t length = 0
@@ -280,7 +280,7 @@ cdef class Entry:
         self.place = BESIDE
         error = c.net_file_way(&self.beside, self.inner, way, sizeof(way)) or c.net_path_put(way, &address, &length)
         if self.inner == self.name or error:
-            # By the path, which may lead elsewhere by now: then what was made is not in the directory that is ours.
+            # By the path, which may lead elsewhere by now: then the socket is not in our private directory.
             error = put_joined(self.within, self.inner, &address, &length)
         if error == 0 and c.bind(handle, &address.any, length) != 0:
             error = c.net_last_error()
@@ -294,7 +294,7 @@ cdef class Entry:
         return error
 
     cdef int put(self) noexcept nogil:
-        """From beside the path to it, whoever lives there."""
+        """Moves the socket from beside the path to the path, whichever server has that."""
         cdef net_file_t there
         cdef int error, _
         for _ in range(TURNS):
@@ -356,7 +356,7 @@ cdef class Entry:
             elif c.net_file_links(self.held) == 0:
                 break  # who has removed ours from there would have removed what was there
             elif c.net_file_knock(&self.beside, self.inner, &answer) == 0 and answer == c.NET_NOBODY:
-                break  # nobody misses it by now
+                break  # the server that had it is gone by now
             if turn == PATIENCE - 1:  # a process was killed, or stopped, in the middle of the same steps
                 c.net_file_exchange(&self.beside, self.inner, &self.folder, self.name, True)
             c.net_pause(turn > 0)
@@ -387,7 +387,7 @@ cdef class Entry:
         self.place = NOWHERE
 
     cdef void take_from_here(self) noexcept nogil:
-        """Looked at, moved aside, looked at again, and removed where nobody else can have put anything."""
+        """Examines it, moves it aside, examines it again, and removes it there, where nobody else can put anything."""
         cdef net_file_t there
         cdef int answer = c.NET_SOMEBODY
         if self.folder.handle < 0 and c.net_folder_open(self.home, &self.folder) != 0:
@@ -397,7 +397,7 @@ cdef class Entry:
         if c.net_file_replace(&self.folder, self.name, &self.folder, self.token) != 0:
             return
         if c.net_file_look(&self.folder, self.token, &there) == 0 and not c.net_same_file(&there, &self.ours):
-            # In that moment a server has replaced ours. It gets its path back, also from one that found it missing.
+            # Another server has just replaced ours. It gets its path back, also from one that found it missing.
             if c.net_file_move(&self.folder, self.token, &self.folder, self.name) == 0:
                 return
             if there.kind == c.NET_A_SOCKET and c.net_file_knock(&self.folder, self.token, &answer) == 0:
@@ -429,7 +429,7 @@ cdef class Entry:
 
 
 cdef bint is_proven(net_socket_t handle, int proof, const net_file_t *there) noexcept nogil:
-    """Is this what the socket was bound to?"""
+    """Whether this is what the socket was bound to."""
     cdef unsigned long long inode
     if proof == BY_NUMBER:
         return c.net_file_of(handle, &inode) == 0 and <unsigned int>there.inode == <unsigned int>inode

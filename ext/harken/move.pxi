@@ -2,9 +2,9 @@
 #
 # At every moment one object has the handle, and each move is made in C: no line of our Python runs between the release
 # of the old owner and the binding of the new one, so that neither a signal handler that raises nor a trace function can
-# come between. What can fail, or runs somebody's code, is done before. What must run in between (CPython raises the
-# audit event "socket.__new__" where it is given a handle) finds our object without its handle: a close() there, or in
-# another thread, does not reach the handle that is on its way. After an error the handle is back where it was.
+# come between. What can fail, or runs a caller's code, is done before. What must run in between (CPython raises the
+# audit event "socket.__new__" when it is given a handle) finds our object without its handle: a close() there, or in
+# another thread, does not reach the handle that is being moved. After an error the handle is back where it was.
 
 cdef enum:
     # Socket.fate: why there is no handle. OPEN also for one that was closed, or has none yet.
@@ -25,7 +25,7 @@ GIVEN = ("", "", "", "detach()", "to_socket()", "sockets()", "adopt()")
 
 
 def given_by(Socket sock not None):
-    """What gave the handle away, ``detach()`` for one; empty when it is here, or was closed."""
+    """The call that gave the handle away, such as ``detach()``; empty if it is still here, or was closed."""
     return GIVEN[sock.fate]
 
 
@@ -40,7 +40,7 @@ cdef int say_closed(Socket self) except -1:
 
 
 cdef int will_move(Socket self, str by) except -1:
-    """What a listener has to say and to remember before its handle goes: it may refuse."""
+    """Lets a listener record what it has to keep before its handle goes; it may raise to refuse."""
     hook = None if type(self) is Socket else getattr(self, "_about_to_move", None)
     if hook is not None:
         hook(by)
@@ -48,8 +48,8 @@ cdef int will_move(Socket self, str by) except -1:
 
 
 cdef int take_out(Socket self, move_t *move) except -1:
-    """Begins a move. What `harken.bind` did to keep others from the address is undone: whoever gets the handle may call
-    listen(2) himself, and the connections of that listener must not be in the way of a restart."""
+    """Begins a move. SO_REUSEADDR, which `harken.bind` took off to hold the address, is set again: the new owner may
+    call listen(2) itself, and connections of that listener must not prevent a restart."""
     cdef int error = 0
     with cython.critical_section(self):
         if self.handle == c.NET_INVALID:
@@ -84,7 +84,7 @@ cdef void put_back(Socket self, move_t *move) noexcept:
 
 
 cdef void give(Socket self, move_t *move, int by) noexcept:
-    """The new owner has it: whoever watches this object is told, and whoever waits on it is woken."""
+    """The new owner has it: acceptors of this object are told, and threads that wait on it are woken."""
     with cython.critical_section(self):
         self.handle = move.handle
         self.part_with(False)
@@ -362,7 +362,7 @@ cdef int detach_foreign(object given, Socket made, net_socket_t handle, type pla
                     else:
                         c.net_close(handle)
         except Exception:
-            pass  # what went wrong first is told
+            pass  # the first error is raised
         raise
     return 0
 
@@ -443,7 +443,7 @@ def take_numbers(list numbers, list made, set taken, list into):
 
 
 def give_back(list listeners, set taken):
-    """The listeners are closed, their sockets stay open and may be asked for again."""
+    """Closes the listeners; their sockets stay open and may be asked for again."""
     for sock in listeners:
         give_up(<Socket?>sock, taken)
 
