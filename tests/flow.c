@@ -468,7 +468,6 @@ static void what_threads_share(void)
     CHECK(net_add(&number, 2) == 7 && net_get(&number) == 7 && net_swap(&number, 9) == 7 && number == 9);
     net_unlock(&lock);
     net_yield();
-    net_doze();
     net_lock(&lock); /* it was given back */
     net_unlock(&lock);
     CHECK(net_waker_open(&waker) == 0);
