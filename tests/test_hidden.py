@@ -219,3 +219,18 @@ def test_a_process_whose_first_thread_has_ended_is_told() -> None:
         with pytest.raises(harken.AddressInUseError) as caught:
             harken.listen(f"127.0.0.1:{child['port']}")
         assert (caught.value.cause, [one.pid for one in caught.value.holders]) == ("listener", [child["pid"]])
+
+
+@needs_root
+@needs_mount
+@pytest.mark.parametrize("proc", PROCS)
+def test_several_listeners_of_one_call_share_a_port_whatever_is_hidden(proc: str) -> None:
+    program = """
+        import harken
+        with harken.listen("127.0.0.1:0") as free:
+            port = free.port
+        with harken.listen(*[f"127.0.0.1:{port}?reuse_port=1"] * 3) as listeners:
+            told = [listener.port == port for listener in listeners]
+        tell(told=told)
+    """
+    assert behind(proc, program)["told"] == [True, True, True]

@@ -483,7 +483,7 @@ cdef Py_ssize_t listen_one(Tools tools, list entry, list sockets, Py_ssize_t n, 
             sock._begin(length)  # of a Listener: it lengthens the queue, or leaves it alone
     else:
         error = sock.hold(length) if tools.held else sock.listen_for(length)
-        if error and c.net_taken(error) and plan is not None and plan.may_join(sock):
+        if error and c.net_taken(error) and plan is not None and plan.may_join(sock, sockets[:n]):
             error = sock.listen_for(length)
         if error:
             if tools.held or bind[5] is None or not c.net_taken(error):

@@ -35,7 +35,7 @@ from ._system import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ._types import Address
 
@@ -135,10 +135,13 @@ class Plan:
         if self.guards and JOINS_LATE:
             self._set(sock, address, "reuse_port", 1)
 
-    def may_join(self, sock: Socket) -> bool:
-        """After listen(2) found somebody who listens: is it one of this process's own group, bound by the same call?"""
+    def may_join(self, sock: Socket, before: Iterable[Socket]) -> bool:
+        """After listen(2) found somebody who listens: is it one of this process's own group? ``before``: those of the
+        same call that listen by now, of which it is known without the system's tables, and where /proc is hidden."""
+        if not (self.guards and JOINS_LATE):
+            return False
         address = sock.getsockname()
-        if not (self.guards and JOINS_LATE and self.is_ours(address, "listening")):
+        if address not in [one.getsockname() for one in before] and not self.is_ours(address, "listening"):
             return False
         self._set(sock, address, "reuse_port", 1)
         return True
