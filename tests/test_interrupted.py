@@ -18,8 +18,8 @@ PROGRAM = Path(__file__).parent / "interrupted.py"
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_the_controls_are_found() -> None:
     command = [sys.executable, str(PROGRAM), "--every", "40", "--rounds", "10"]
-    # Not mended yet: servers on event loops that are interrupted before they serve, and a descriptor in _holders.py.
-    for word in ("uvloop:", "asyncio:", "of a path", "check"):
+    # These run hundreds of lines of _check.py and _holders.py each, and take more time than all the others together.
+    for word in ("of a path", "check"):
         command += ["--without", word]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

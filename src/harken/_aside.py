@@ -54,18 +54,18 @@ async def aside(call: Callable[[], T], undo: Callable[[T], object] | None = None
         if done and undo is not None and not told:
             undo(done[0])
 
-    threading.Thread(target=work, name="harken.aside").start()
     try:
+        threading.Thread(target=work, name="harken.aside").start()
         await future
-    except BaseException:  # also when the loop is gone
+        if failed:
+            raise failed.pop()
+        return done[0]
+    except BaseException:  # also when the loop is gone, or start() was interrupted: the thread runs all the same
         with lock:
             left = True
         if told and done and undo is not None:
             _in_a_thread(lambda: undo(done[0]))
         raise
-    if failed:
-        raise failed.pop()
-    return done[0]
 
 
 def _in_a_thread(call: Callable[[], object]) -> None:
@@ -98,7 +98,10 @@ def wait_for_paths() -> None:
     """Waits until the sockets that this process closed before have had their paths removed."""
     for thread in list(_closing):
         if thread is not threading.current_thread():
-            thread.join()
+            try:
+                thread.join()
+            except RuntimeError:  # its start() was interrupted, and there is no thread
+                _closing.discard(thread)
 
 
 def can_wait(sock: Any) -> bool:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import shlex
 import socket
+import stat
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -460,12 +462,13 @@ class Place:
         return ((device >> 8) & 0xFFF) << 20 | (device & 0xFF) | (device >> 12) & 0xFFF00
 
     def _ask_the_mount(self, path: str) -> None:
-        handle = os.open(path, os.O_PATH)  # type: ignore[attr-defined,unused-ignore]
-        try:
-            with open(f"/proc/self/fdinfo/{handle}") as lines:
-                facts = dict(line.split()[:2] for line in lines)
-        finally:
-            os.close(handle)
+        if not stat.S_ISSOCK(self._there.st_mode):
+            return
+        # In C, so that no signal handler raises between open(2) and the object that closes what it has opened.
+        flags = os.O_PATH  # type: ignore[attr-defined,unused-ignore]
+        (there,) = map(io.FileIO, map(os.open, (path,), (flags,)))
+        with there, open(f"/proc/self/fdinfo/{there.fileno()}") as lines:
+            facts = dict(line.split()[:2] for line in lines)
         self._inode = int(facts.get("ino:", self._inode))
         with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
             words = next(words for line in mounts if (words := line.split())[0] == facts["mnt_id:"])

@@ -265,7 +265,6 @@ async def _create(protocol_factory: Callable[[], asyncio.BaseProtocol], given: d
         if options:
             raise TypeError(f"a socket that is there already takes no options: {', '.join(options)}")
         sock = [sock] if isinstance(sock, Socket) or not isinstance(sock, Iterable) else list(sock)
-        listeners = _from_sockets(sock)
     elif host is None and port is None:
         raise ValueError("Neither host/port nor sock were specified")
     else:
@@ -278,7 +277,6 @@ async def _create(protocol_factory: Callable[[], asyncio.BaseProtocol], given: d
         if given["reuse_address"] is False and not reuse_port:
             wished["exclusive"] = True
         options |= {name: value for name, value in wished.items() if value is not None}
-        listeners = await _bound(host, port, given["family"], given["flags"], options)
     limits = {
         "batch": limits["batch"],
         "limit": limits["limit"] or limits["max_open"],
@@ -286,15 +284,33 @@ async def _create(protocol_factory: Callable[[], asyncio.BaseProtocol], given: d
         "engine": given["engine"],
     }
     loop = asyncio.get_running_loop()
-    server = Server(loop, listeners, protocol_factory, backlog, tls if tls["ssl"] else {}, limits, sock or ())
-    if given["start_serving"]:
-        try:
+    server: Server | None = None
+    opened: list[Listeners] = []  # by the thread that makes them, before it tells
+    try:
+        if sock is not None:
+            listeners = _from_sockets(sock)
+        else:
+            listeners = await _bound(host, port, given["family"], given["flags"], options, opened)
+        server = Server(loop, listeners, protocol_factory, backlog, tls if tls["ssl"] else {}, limits, sock or ())
+        if given["start_serving"]:
             await server.start_serving()
-        except BaseException:
-            server.close()
+        return server
+    except BaseException as error:
+        await _undo(server, opened, error)
+        raise
+
+
+async def _undo(server: Server | None, opened: list[Listeners], error: BaseException) -> None:
+    """A listener that is only dropped leaves its path behind."""
+    waits = not isinstance(error, GeneratorExit)  # a coroutine that is closed must not await
+    if server is not None:
+        server.close()
+        if waits:
             await server._paths_are_free()
-            raise
-    return server
+    elif opened and waits:
+        await aside(partial(_close, opened))
+    else:
+        _close(opened)
 
 
 def _refuse(unknown: dict[str, Any], function: Callable[..., object], called: str) -> None:
@@ -362,8 +378,10 @@ def _adopted(sock: Any) -> Socket:
     return adopt(sock)
 
 
-async def _bound(host: Any, port: Any, family: int, flags: int, options: dict[str, Any]) -> list[Socket]:
-    """Listeners, for the time being bound only."""
+async def _bound(
+    host: Any, port: Any, family: int, flags: int, options: dict[str, Any], opened: list[Listeners]
+) -> list[Socket]:
+    """Listeners, for the time being bound only. Those that are made here are in ``opened``, also when this raises."""
     if port is None:
         only = isinstance(host, (str, int, Bind, Socket)) or not isinstance(host, Iterable)
         given: list[Any] = [host] if only else list(host)
@@ -376,13 +394,15 @@ async def _bound(host: Any, port: Any, family: int, flags: int, options: dict[st
     if not binds:
         raise ValueError("there is no host to listen on")
     if options or any(map(_opening_can_wait, binds)):
-        listeners = await aside(partial(_open, binds, options), _close)
-        return list(listeners)
-    return list(bind(*binds, **options))
+        await aside(partial(_open, binds, options, opened), lambda _: _close(opened))
+    else:
+        opened.append(bind(*binds, **options))  # TCP only: one that is dropped is closed, and leaves nothing
+    return list(opened[0])
 
 
-def _close(listeners: Listeners) -> None:
-    listeners.close()
+def _close(opened: list[Listeners]) -> None:
+    for listeners in opened:
+        listeners.close()
 
 
 def _opening_can_wait(one: Bind) -> bool:
@@ -390,10 +410,10 @@ def _opening_can_wait(one: Bind) -> bool:
     return not one.is_plain or bool(one.options)
 
 
-def _open(binds: Sequence[Bind], options: dict[str, Any]) -> Listeners:
+def _open(binds: Sequence[Bind], options: dict[str, Any], opened: list[Listeners]) -> None:
     if any(one.path for one in binds):
         wait_for_paths()
-    return bind(*binds, **options)
+    opened.append(bind(*binds, **options))
 
 
 def _listen(listener: Socket, backlog: int | None) -> None:
@@ -428,14 +448,13 @@ class Server(asyncio.AbstractServer):
         given: Sequence[Any],
     ) -> None:
         self._loop = loop
-        self._listeners: tuple[Socket, ...] | None = tuple(listeners)
         self._given = given  # the caller's sockets, which are closed with ours
         self._factory = protocol_factory
         self._backlog = backlog
         self._tls = tls
         self._limits = limits
         self._acceptor: Engine | None = None
-        self._descriptor = -1  # the acceptor's, while the loop polls it
+        self._descriptor = -1  # the acceptor's, while the loop polls it, or may do so
         self._taken: threading.Event | None = None  # for the thread that waits, if there is one
         self._held: set[Held | Lent | Tracked] = set()  # connections that are not lost yet
         self._batches = 0  # that are being handed over
@@ -445,14 +464,20 @@ class Server(asyncio.AbstractServer):
         self._paths = threading.Lock()  # of the threads that listen or close
         self._forever: asyncio.Future[None] | None = None
         self._anchor: asyncio.TimerHandle | None = None
+        # What close() has still to do. Each part is noted before it is begun, and struck off when it is done, so that a
+        # second call goes on where the first was interrupted.
+        self._ending = False
+        self._closing: tuple[Any, ...] = ()  # sockets
+        self._remaining: list[Socket] = []  # connections that the engine had taken
         self._connect = way(loop)
+        self._listeners: tuple[Socket, ...] | None = tuple(listeners)  # last: from now on this closes them
 
     def __repr__(self) -> str:
         return f"<harken.asyncio.Server {', '.join(map(str, self._listeners or ())) or 'closed'}>"
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:  # Python's end may have taken the module
         # The loop was closed while this served, or it never served.
-        if getattr(self, "_listeners", None) is not None:
+        if getattr(self, "_listeners", None) is not None or getattr(self, "_ending", False):
             try:
                 _warn(f"unclosed server {self!r}", ResourceWarning, stacklevel=1, source=self)
             finally:
@@ -510,14 +535,15 @@ class Server(asyncio.AbstractServer):
         self._acceptor, self._release = acceptor, acceptor.release
         try:
             try:
-                descriptor = acceptor.fileno()
-                self._loop.add_reader(descriptor, self._take)
-                self._descriptor = descriptor
+                # Noted before: what is polled must be given up before it is closed, or else uvloop aborts the process.
+                self._descriptor = acceptor.fileno()
+                self._loop.add_reader(self._descriptor, self._take)
             except (NotImplementedError, OSError):  # the proactor loop; an engine without a descriptor
+                self._descriptor = -1
                 self._wait_in_a_thread(acceptor)
         except BaseException:
-            self._acceptor = None
             self._release_loop()
+            self._acceptor = None
             acceptor.end()
             raise
 
@@ -533,11 +559,12 @@ class Server(asyncio.AbstractServer):
     def _release_loop(self) -> None:
         if self._descriptor >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._descriptor)
+        self._descriptor = -1
         if self._anchor is not None:
             self._anchor.cancel()
         if self._taken is not None:
             self._taken.set()
-        self._descriptor, self._anchor = -1, None
+        self._anchor = None
 
     async def serve_forever(self) -> None:
         """Serves until the server is closed, or this task is cancelled, which closes the server without waiting for its
@@ -557,52 +584,58 @@ class Server(asyncio.AbstractServer):
             self._forever = None
 
     def close(self) -> None:
-        """Stops accepting and closes the listeners. Connections stay open. A second call does nothing.
+        """Stops accepting and closes the listeners. Connections stay open. A second call does nothing, unless a signal
+        handler that raises has interrupted the first: then it does the rest.
 
         While the loop runs, unix sockets are closed and their paths removed in a thread, which `wait_closed` waits for.
         """
-        if self._listeners is None:
+        if self._listeners is None and not self._ending:
+            self._wake_if_over()
             return
-        left = self._stop()
+        self._stop()
         if self._forever is not None and not self._forever.done():
             self._forever.cancel()
         self._forever = None
         # What the engine has taken and not handed out is served: these clients are connected.
+        left, self._remaining = self._remaining, []
         if self._loop.is_closed():
             for connection in left:
                 connection.close()
         elif left:
             self._hand_over(left)
+        self._ending = False
         self._wake_if_over()
 
-    def _stop(self, _close_all: Callable[..., bool] = close_all) -> list[Socket]:
-        """Also for a loop that is closed. Returns what the engine still had."""
-        left = []
-        acceptor, listeners, given = self._acceptor, self._listeners or (), self._given
+    def _stop(self, _close_all: Callable[..., bool] = close_all) -> None:
+        """Also for a loop that is closed. What the engine still had is in ``_remaining``."""
+        self._ending = True
+        if self._listeners is not None:
+            self._closing = (*self._listeners, *self._given)
+            self._listeners, self._given = None, ()
         self._release_loop()
-        self._listeners = self._acceptor = None
-        self._given = ()
-        if acceptor is not None:
-            acceptor.end()
-            for connection in acceptor:
+        if self._acceptor is not None:
+            self._acceptor.end()
+            self._remaining.extend(self._acceptor)
+            for connection in self._remaining:
                 connection.setblocking(False)
-                left.append(connection)
-        self._leaving = True  # before there is a thread that takes it back
-        if not _close_all((*listeners, *given), self._paths, self._has_left):
-            self._leaving = False
-        return left
+            self._acceptor = None
+        if self._closing:
+            self._leaving = True  # before there is a thread that takes it back
+            if not _close_all(self._closing, self._paths, self._has_left):
+                self._leaving = False
+            self._closing = ()
 
     def _has_left(self) -> None:
         """In a thread: the paths are free."""
+        self._leaving = False  # here, for the call on the loop may be interrupted
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._tell_leavers)
 
     def _tell_leavers(self) -> None:
-        self._leaving = False
-        leavers, self._leavers = self._leavers, []
-        for leaver in leavers:
+        for leaver in self._leavers:
             if not leaver.done():
                 leaver.set_result(None)
+        self._leavers.clear()
         self._wake_if_over()
 
     async def _paths_are_free(self) -> None:
@@ -626,6 +659,9 @@ class Server(asyncio.AbstractServer):
     async def wait_closed(self) -> None:
         """Waits until the server and all of its connections are closed, on every Python as asyncio does since
         3.12.1."""
+        if self._ending:  # close() was interrupted
+            self.close()
+        self._wake_if_over()
         if self._waiters is None:
             return
         waiter = self._loop.create_future()
@@ -633,13 +669,15 @@ class Server(asyncio.AbstractServer):
         await waiter
 
     def _wake_if_over(self) -> None:
-        if self._held or self._batches or self._leaving or self._listeners is not None or self._loop.is_closed():
+        if self._held or self._batches or self._leaving or self._ending or self._listeners is not None:
+            return
+        if self._loop.is_closed():
             return
         if self._waiters is not None:
-            waiters, self._waiters = self._waiters, None
-            for waiter in waiters:
+            for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+            self._waiters = None
 
     async def __aenter__(self) -> Self:
         return self
