@@ -51,6 +51,8 @@ from harken._socket import empty, move
 
 HOUSE = str(Path(harken.__file__).parent)
 OURSELVES = os.path.abspath(__file__)
+# It notes a thread before there is one, and keeps the note when it is interrupted. What it calls is traced.
+STARTING = threading.Thread.start.__code__
 NOT_OURS = ("multiprocessing", "importlib", "<frozen")  # nobody could make these safe from outside
 
 warnings.simplefilter("ignore", ResourceWarning)  # a result that was lost to an interruption is closed when dropped
@@ -173,7 +175,7 @@ class Tracer:
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
         name = frame.f_code.co_filename
-        if any(word in name for word in NOT_OURS) or name == OURSELVES:
+        if any(word in name for word in NOT_OURS) or name == OURSELVES or frame.f_code is STARTING:
             return None
         if event == "line" and below_harken(frame):
             self.seen += 1
