@@ -485,6 +485,72 @@ class TestForks:
         assert said == {"ends": [0, 0, 0], "left": ["a.sock"]}
 
 
+class TestThreads:
+    def test_at_each_line_of_a_takeover_in_a_thread(self, path: str) -> None:
+        """There a signal handler does not raise, but another thread, or a trace function, may make the call fail."""
+        program = SIGNALS.replace("{path!r}", repr(path)) + textwrap.dedent("""
+        import _thread
+        files = os.path.dirname(harken.__file__)
+        del sys.modules["socket"]  # the module stays; listen() looks each time whether anybody has loaded it by now
+
+        def at(line):
+            count, told, over = itertools.count(), [], _thread.allocate_lock()
+            def trace(frame, event, argument):
+                if not frame.f_code.co_filename.startswith(files):
+                    return None
+                if event in ("line", "return", "call") and next(count) == line:
+                    raise KeyboardInterrupt
+                return trace
+            def work():
+                sys.settrace(trace)
+                try:
+                    told.append(takeover())
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    sys.settrace(None)
+                    over.release()
+            over.acquire()
+            _thread.start_new_thread(work, ())
+            over.acquire()
+            return told
+
+        told = dict(interrupted=0, lost=0, left=0)
+        for line in itertools.count():
+            ours = at(line)
+            if ours:
+                ours.pop().close()
+                break
+            gc.collect()
+            told["interrupted"] += 1
+            told["lost"] += not old_has_it()
+            told["left"] += os.listdir(home) != ["a.sock"]
+            reset()
+        os.unlink(keep)
+        tell(**told)
+        """)
+        said = run(program)
+        assert said["interrupted"] >= 30
+        assert (said["lost"], said["left"]) == (0, 0)
+
+    def test_a_thread_that_begins_with_listen(self, path: str) -> None:
+        """No Python calls it there, so that there is nobody whom a signal handler could keep from the result."""
+        program = f"""
+        import _thread, sys, time
+        import harken
+        failed = []
+        sys.unraisablehook = failed.append
+        harken.listen("unix:{path}?exclusive=0").close()
+        sys.modules.pop("threading", None)  # as in a program that knows only _thread
+        _thread.start_new_thread(harken.listen, ("unix:{path}?exclusive=0",))
+        until = time.monotonic() + 30
+        while not os.path.exists({path!r}) and not failed and time.monotonic() < until:
+            time.sleep(0.01)
+        tell(failed=list(map(str, failed)), path=os.path.exists({path!r}))
+        """
+        assert run(program) == {"failed": [], "path": True}
+
+
 # ---------------------------------------------------------------------------- other users
 
 
@@ -857,7 +923,7 @@ class TestSignals:
         for line in itertools.count():
             prepare()
             listeners = start()
-            came = interrupted_at(line, listeners.close)
+            came = interrupted_at(line, listeners[0].close)
             listeners.close()
             told["wrong"] += os.listdir(home) != []
             told["leaked"] += descriptors() != before

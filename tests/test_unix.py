@@ -712,6 +712,15 @@ class TestTakeover:
             assert folder_of(path) == ["a.sock"]
             assert answers(path, old)
 
+    def test_held_and_dropped_it_leaves_nothing(self, path: str) -> None:
+        with opened(path) as old:
+            listeners = harken.bind(f"unix:{path}?exclusive=0")
+            assert len(folder_of(path)) == 2
+            del listeners
+            gc.collect()
+            assert folder_of(path) == ["a.sock"]
+            assert answers(path, old)
+
     @pytest.mark.parametrize("stale", [False, True])
     def test_where_nobody_lives_nothing_is_waited_for(self, path: str, stale: bool) -> None:
         if stale:
@@ -877,6 +886,21 @@ class TestTakeover:
 
 @posix_only
 class TestClose:
+    def test_what_raises_in_one_leaves_no_other_open(self, path: str) -> None:
+        """A trace function, as a signal handler might: in no line of Python, for there is none."""
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        listeners = harken.listen(f"unix:{path}", f"unix:{path}2")
+        trace = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            listeners.close()
+        finally:
+            sys.settrace(trace)
+        assert ([one.state for one in listeners], folder_of(path)) == (["closed", "closed"], [])
+
     def test_a_path_that_is_not_ours_any_more_stays(self, path: str) -> None:
         with opened(path) as listener:
             os.unlink(path)

@@ -151,10 +151,10 @@ cdef object vectorcall(Tools tools, PyObject *const *binds, Py_ssize_t count, Py
                 if opened[2] is not None:
                     opened[2].warn(opened[0][3], opened[1])
         made = c.tuple_of(tools.listeners, sockets) if left_out is None else IncompleteListeners(sockets, left_out)
-        if special is not None:
-            publish_paths(sockets, not tools.held)
         if not tools.hands_over:
             tools.hands_over = for_hand_over()
+        if special is not None:
+            publish_paths(sockets, not tools.held)
         return made
     except BaseException as reason:
         try:

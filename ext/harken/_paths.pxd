@@ -3,12 +3,12 @@ from harken._platform cimport net_address_t, net_file_t, net_folder_t, net_lengt
 
 cdef class Entry:
     cdef readonly str shown  # for errors
-    cdef bytes path_text, home_text, name_text, token_text, near_text, within_text, inner_text
+    cdef bytes path_text, home_text, name_text, token_text, nearby_text, within_text, inner_text
     cdef const char *path  # into those: as it was asked for
     cdef const char *home  # its directory, absolute
     cdef const char *name  # in there
     cdef const char *token  # a private directory in there
-    cdef const char *near  # the directory as it was asked for
+    cdef const char *nearby  # the directory as it was asked for; `near` is a macro of Windows
     cdef const char *within  # the private one, in those terms
     cdef const char *inner  # a name in the private one
     cdef net_folder_t folder, beside  # open while there is something to do in them

@@ -78,18 +78,20 @@ cdef class Entry:
         self.shown, self.forks = shown, forks()
         self.path_text, self.home_text = fsencode(path), fsencode(paths.dirname(absolute))
         self.name_text, self.token_text = fsencode(name), fsencode(token)
-        self.near_text, self.within_text = fsencode(near or "."), fsencode(within)
+        self.nearby_text, self.within_text = fsencode(near or "."), fsencode(within)
         # Under its own name it is found by who lists the system's sockets. There may be no room for that.
         self.inner_text = self.name_text
         if len(self.within_text) + 1 + len(self.name_text) >= <Py_ssize_t>c.NET_PATH_ROOM:
             self.inner_text = b"s"
         self.path, self.home, self.name, self.token = self.path_text, self.home_text, self.name_text, self.token_text
-        self.near, self.within, self.inner = self.near_text, self.within_text, self.inner_text
+        self.nearby, self.within, self.inner = self.nearby_text, self.within_text, self.inner_text
 
     def __dealloc__(self):
-        if self.fresh:
-            self.take_away()
-        self.end()
+        with nogil:  # to give back what was taken over may take a while
+            # What is beside the path nobody can publish any more, and nobody else would find it.
+            if self.fresh or self.place == BESIDE:
+                self.take_away()
+            self.end()
 
     @property
     def path(self):
@@ -170,7 +172,7 @@ cdef class Entry:
         cdef net_length_t length = 0
         cdef unsigned long long inode
         cdef net_file_t there
-        error = c.net_folder_open(self.near, &self.folder)
+        error = c.net_folder_open(self.nearby, &self.folder)
         if error:
             return error
         private = self.direct_way(&address, &length) != 0
@@ -463,10 +465,11 @@ def settle_soon(list entries not None):
     the main thread runs signal handlers. No Python code may follow in the call that uses this: it would be the next."""
     cdef list waiting
     if c.PyInterpreterState_Get() == c.PyInterpreterState_Main() and in_main_thread():
-        caller = sys._getframe()
-        waiting = [caller, caller.f_lasti, *[PyWeakref_NewRef(entry, None) for entry in entries]]
-        if settle_later(waiting):
-            return
+        caller = frame_on_top()
+        if caller is not None:
+            waiting = [caller, caller.f_lasti, *[PyWeakref_NewRef(entry, None) for entry in entries]]
+            if settle_later(waiting):
+                return
     for entry in entries:
         (<Entry>entry).settle()
 
@@ -474,6 +477,14 @@ def settle_soon(list entries not None):
 cdef bint in_main_thread() except -1:
     threading = sys.modules.get("threading")
     return threading is None or threading.main_thread().ident == get_ident()
+
+
+cdef object frame_on_top():
+    """None where C has called us, as at the beginning of a thread."""
+    try:
+        return sys._getframe()
+    except ValueError:
+        return None
 
 
 cdef bint settle_later(list waiting) noexcept:
@@ -503,7 +514,7 @@ cdef int settle_now(void *argument) noexcept:
 cdef bint is_in_between(object caller, object position) except -1:
     """Has a signal handler begun, which may raise yet? Then the caller still stands where he called us, and the handler
     runs in a frame on top of his."""
-    cdef object at = sys._getframe()
+    cdef object at = frame_on_top()
     if at is caller or caller.f_lasti != position:
         return False
     while at is not None and at is not caller:
