@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,42 @@ def test_a_file_raises_timeout_error(kind: Kind) -> None:
         server.setblocking(False)
         with server.makefile("rb", 0) as raw:
             assert raw.read(1) is None
+
+
+def test_a_file_that_is_not_made_takes_no_other_with_it() -> None:
+    """Wherever the making of one is interrupted: close() of the socket waits for those that are open, and no others."""
+    with connection(harken.Socket) as (_, server):
+        for line in range(100):
+            with server.makefile("rb"):
+                ahead = [line]
+
+                def interrupt(frame: Any, event: str, _: object, ahead: list[int] = ahead) -> Any:
+                    if not frame.f_code.co_filename.endswith("socket.py"):
+                        return None
+                    if event != "return":
+                        ahead[0] -= 1
+                        if ahead[0] < 0:
+                            raise KeyboardInterrupt
+                    return interrupt
+
+                trace = sys.gettrace()
+                sys.settrace(interrupt)
+                made = None
+                try:
+                    made = server.makefile("rb", 0)
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    sys.settrace(trace)
+                interrupted = made is None
+                if made is not None:
+                    made.close()
+                gc.collect()
+                assert server._io_refs == 1, line
+            assert server._io_refs == 0, line
+            if not interrupted:
+                break
+        assert 3 <= line < 99
 
 
 def test_the_stdlibs_servers_and_clients_run_on_it() -> None:

@@ -1384,11 +1384,13 @@ cdef object makefile(Socket self, mode, buffering, encoding, errors, newline):
     if size == 0 and not binary:
         raise ValueError("unbuffered streams must be binary")
     SocketIO = load("socket").SocketIO
+    raw = SocketIO.__new__(SocketIO)
     self.count_file(1)
     try:
-        raw = SocketIO(self, "r" * reads + "w" * writes)
+        raw.__init__(self, "r" * reads + "w" * writes)
     except BaseException:
-        self.count_file(-1)
+        if getattr(raw, "_sock", None) is None:
+            self.count_file(-1)  # or else it does so itself when it is dropped
         raise
     if size == 0:
         return raw
@@ -1562,13 +1564,12 @@ cdef object closed_each(tuple sockets, void *nothing):
     cdef Socket sock
     for n in range(PyTuple_GET_SIZE(sockets)):
         sock = <Socket?><object>PyTuple_GET_ITEM(sockets, n)
-        if sock.domain != c.AF_UNIX:
-            error = sock.shut() or error
-            continue
-        try:
-            (<object>sock).close()  # its class may have a path to remove
-        except OSError as reason:
-            error = reason.errno or error
+        # As the close() of UnixListener, but without a line of Python, in which a signal handler might raise: then the
+        # others would stay open.
+        entry = getattr(sock, "entry", None) if sock.domain == c.AF_UNIX else None
+        if entry is not None and sock.handle != c.NET_INVALID:
+            entry.remove()
+        error = sock.shut() or error
     if error:
         c.net_raise(error)
 

@@ -397,7 +397,8 @@ cdef int own(object given, Socket made, net_socket_t handle, set taken) except -
         if (<Socket>given).handle == c.NET_INVALID:
             (<Socket>given).closed()
         will_move(<Socket>given, "adopt()")
-        look_at(made, (<Socket>given).handle, &inheritable)
+        with cython.critical_section(<Socket>given):
+            look_at(made, (<Socket>given).handle, &inheritable)
         hand_to(<Socket>given, made)
         if made.handle == c.NET_INVALID:
             (<Socket>given).closed()
