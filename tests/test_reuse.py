@@ -222,6 +222,15 @@ def test_a_group_of_ours_does_not_let_us_into_one_of_others_that_overlaps() -> N
         harken.listen(listener.url, reuse_port=True).close()
 
 
+def test_where_it_cannot_be_told_whose_the_group_is_the_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module that tells cannot be loaded any more, as for want of descriptors: that is not what the error is about,
+    and never an ImportError."""
+    with harken.listen("127.0.0.1:0", reuse_port=True) as (listener,):
+        monkeypatch.setitem(sys.modules, "harken._holders", None)
+        with pytest.raises(harken.AddressInUseError):
+            harken.listen(listener.url, reuse_port=True)
+
+
 @pytest.mark.parametrize("at_bind", [False, True])
 def test_a_range_goes_on_behind_what_another_process_has(at_bind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if at_bind:

@@ -824,14 +824,14 @@ class TestTakeover:
                         listener.listen()
                         tell(step="", ours=os.lstat({path!r}).st_uid == {NOBODY})
                     except harken.ListenError as error:
-                        tell(step=error.step, number=error.errno)
+                        tell(step=error.step, number=error.errno, why="only the owner" in error.hint)
                 with harken._unix.open_unix({path!r}, exclusive=False) as listener:
                     harken.Socket.listen(listener)
                     if not {sticky}:
                         listener.entry.publish()
             """)
             if sticky:
-                assert told == {"step": "rename", "number": errno.EPERM}
+                assert told == {"step": "rename", "number": errno.EPERM, "why": True}
                 assert (inode(path), folder_of(path)) == (before, ["a.sock"])
                 assert answers(path, old)
             else:

@@ -48,8 +48,10 @@ class ListenError(OSError):
         super().__init__(*args)
 
     step: str = "listen"
-    """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind``, ``listen``; for inherited sockets
-    ``adopt`` or ``from_systemd``; ``import`` where a module that the bind needs could not be loaded: see `preload`."""
+    """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind``, ``listen``, ``getsockname``,
+    ``getsockopt``; for the path of a unix socket also ``connect``, which finds out whether a server has it, ``chown``,
+    ``chmod``, and ``rename``, by which a takeover gets it; for inherited sockets ``adopt`` or ``from_systemd``;
+    ``import`` where a module that the bind needs could not be loaded: see `preload`."""
 
     address: tuple[str, int] | tuple[str, int, int, int] | str = ""
     """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a

@@ -328,13 +328,8 @@ def _forbidden_path(error: ListenError, path: str) -> str:
         return _forbidden_socket(path)
     if error.step == "chown":
         return "only root gives a socket to another user; a group must be one that this user is in (`id`)"
-    if error.step == "link":
-        return (
-            "for taking over another user's path, which is kept to be given back (fs.protected_hardlinks): start as"
-            " that user"
-        )
     folder = os.path.dirname(path) or "."
-    if error.step == "bind" and error.errno == errno.EPERM:
+    if error.step in ("bind", "rename") and error.errno == errno.EPERM:
         if os.path.lexists(path) and os.stat(folder).st_mode & stat.S_ISVTX:
             return f"in {folder} only the owner of a file may remove it: have him do it, or choose another path"
         return (

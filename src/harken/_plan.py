@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from ._in_force import shortfalls
 from ._listener import Listener
+from ._loading import load
 from ._options import Options
 from ._socket import Socket, family_of, numbers_of, set_at_accept, set_exclusive
 from ._system import (
@@ -90,9 +91,8 @@ class Plan:
     def is_ours(self, address: Address, *states: str) -> bool:
         """Is the group on this address one that this process has? With an address that only overlaps it may be in
         another one."""
-        from ._holders import holders
-
         try:
+            holders = load("harken._holders").holders
             found = [holder for holder in holders(address) if holder.address[:2] == address[:2]]
             return os.getpid() in {holder.pid for holder in found if not states or holder.state in states}
         except (OSError, ValueError):
