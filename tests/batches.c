@@ -629,6 +629,33 @@ static void fetched_never(void)
     net_close(s);
 }
 
+/* It has the mode of the take() that hands it out, not of the one that asked for it. */
+static void fetched_later(void)
+{
+    net_engine_t *engine;
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    int nonblocking, n, blocks;
+    for (nonblocking = 0; nonblocking < 2; nonblocking++) {
+        CHECK(net_engine_open("io_uring", &s, 1, &engine) == 0);
+        CHECK(net_engine_arm(engine, 1) == 0);
+        join(&address, length, 9);
+        plan_for(1, -1, ENOMEM);
+        CHECK(net_engine_take(engine, 4, !nonblocking, taken, from, &got) == 0 && got == 3);
+        drop();
+        plan_for(0, 0, 0);
+        CHECK(net_engine_take(engine, 4, nonblocking, taken, from, &got) == 0 && got == 4);
+        for (n = 0; n < got; n++)
+            CHECK(net_mode(taken[n], &blocks) == 0 && blocks == !nonblocking);
+        drop();
+        take(engine, 4, 2, 0);
+        leave();
+        net_engine_close(engine);
+    }
+    net_close(s);
+}
+
 static void failing_rings(void)
 {
     static const int passing[] = {EAGAIN, EBUSY, ENOMEM, EBADR};
@@ -658,6 +685,7 @@ static void failing_rings(void)
     }
     none_lost(1, 7, EINTR, 9, "io_uring");
     fetched_never();
+    fetched_later();
     net_swap(&net_uring_proven, 1);
 }
 

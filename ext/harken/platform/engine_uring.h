@@ -421,10 +421,12 @@ static inline void net_uring_forgo(net_uring_t *self)
 }
 
 /* The connection that the kernel has kept aside since the last take(). Tells how many that is. */
-static inline int net_uring_collect(net_uring_t *self, net_socket_t *taken, int *from)
+static inline int net_uring_collect(net_uring_t *self, int nonblocking, net_socket_t *taken, int *from)
 {
     int index = self->owed - 1, got = 0, error = 0, failed = net_uring_fetch(self, 1, taken, &got, &error);
     if (self->owed == 0) {
+        if (got)
+            (void)net_blocking(taken[0], !nonblocking); /* it was asked for by another take() */
         self->patience = 0;
         from[0] = index;
         if (error && error != EAGAIN)
@@ -479,7 +481,7 @@ static inline int net_uring_take(net_engine_t *engine, int limit, int nonblockin
                                  int *count)
 {
     net_uring_t *self = (net_uring_t *)engine;
-    int before = self->owed ? net_uring_collect(self, taken, from) : 0, error = 0;
+    int before = self->owed ? net_uring_collect(self, nonblocking, taken, from) : 0, error = 0;
     *count = 0;
     engine->full = before == limit;
     if (before < limit)
