@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
@@ -540,3 +541,31 @@ def test_a_listener_of_an_acceptor_stays_non_blocking() -> None:
             assert acceptor.accept_many() == []
         with socket.create_connection(listener.address, timeout=30):
             listener.accept()[0].close()
+
+
+@posix_only
+def test_no_thread_that_accepts_meanwhile_blocks_on_the_new_owners_handle() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            (listener,) = harken.listen("127.0.0.1:0")
+            listener.settimeout(0)
+            begun = threading.Event()
+
+            def accept(listener: harken.Listener = listener, begun: threading.Event = begun) -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        with contextlib.suppress(BlockingIOError):
+                            listener.accept()
+                        begun.set()
+
+            thread = threading.Thread(target=accept, daemon=True)
+            thread.start()
+            assert begun.wait(10)
+            with listener.to_socket() as sock:
+                sock.settimeout(None)
+                thread.join(10)
+                assert not thread.is_alive()
+    finally:
+        sys.setswitchinterval(interval)

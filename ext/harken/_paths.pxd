@@ -41,3 +41,7 @@ cdef class Entry:
     cdef void end(self) noexcept nogil
     cdef void enter(self) noexcept nogil
     cdef void leave(self) noexcept nogil
+
+
+cdef class Descriptor:
+    cdef int number  # owned; -1 when there is none

@@ -438,6 +438,38 @@ cdef bint is_proven(net_socket_t handle, int proof, const net_file_t *there) noe
     return proof == NONE or (there.mode & c.NET_MARKED) != 0
 
 
+@cython.final
+cdef class Descriptor:
+    """The descriptor that a call returns, closed with this object at the latest: ``Descriptor(os.open, path, flags)``.
+    POSIX.
+
+    A number in a variable of Python would be lost to a signal handler that raises between the call and the ``try``.
+    """
+
+    def __cinit__(self):
+        self.number = -1
+
+    def __init__(self, call, *arguments):
+        if self.number >= 0:
+            raise RuntimeError("this Descriptor has its number already")
+        self.number = call(*arguments)
+
+    def __dealloc__(self):
+        c.net_file_release(self.number)
+
+    def fileno(self):
+        """The number; -1 when closed."""
+        return self.number
+
+    def __enter__(self):
+        return self.number
+
+    def __exit__(self, *exc_info):
+        cdef int number = self.number
+        self.number = -1
+        c.net_file_release(number)
+
+
 cdef int put_joined(
     const char *folder, const char *name, net_address_t *address, net_length_t *length
 ) noexcept nogil:

@@ -1162,13 +1162,14 @@ cdef class Socket:
             if error:
                 c.net_raise(error)
             self.held = False
-            self.tell_watchers()
-            if c.NET_WAITS_BY_POLL and self.seconds < 0:
-                c.net_blocking(self.handle, True)
-            else:
-                self.set_blocks(self.seconds < 0)
             handle = self.part_with(False)
             self.fate = BY_DETACH
+        await_accepts(self)
+        if self.seconds < 0 and (c.NET_WAITS_BY_POLL or not self.blocks):
+            c.net_blocking(handle, True)
+        elif self.seconds >= 0 and self.blocks:
+            c.net_blocking(handle, False)
+        self.blocks = self.seconds < 0 and not c.NET_WAITS_BY_POLL
         return handle
 
     def to_socket(self):

@@ -91,6 +91,17 @@ cdef void give(Socket self, move_t *move, int by) noexcept:
         self.held, self.fate = False, by
 
 
+cdef void await_accepts(Socket self) noexcept:
+    """After a move, before the handle may block: a thread that was about to call accept(2) would wait there, and take
+    a connection of the new owner's. It was woken, and no other can begin. For a quarter of a second at the most."""
+    cdef int turn
+    for turn in range(250):
+        if self.calls <= self.transfers:
+            return
+        with nogil:
+            c.net_pause(turn > 50)
+
+
 cdef int bind_plain(Socket self, object made, move_t *move, type plain, bint exact) except -1:
     """A socket of the standard library's that has no handle yet gets ours; for now it does not wait."""
     cdef net_socket_t handle = move.handle
@@ -166,6 +177,7 @@ cdef int move_each(tuple sockets, list made, list timeouts, int by, bint exact) 
         for n in range(count):
             # First told: an acceptor must not meet a listener that blocks.
             give(<Socket>sockets[n], &moves[n], by)
+            await_accepts(<Socket>sockets[n])
             if isinstance(made[n], plain):
                 plain.settimeout(made[n], timeouts[n])
             else:

@@ -32,6 +32,7 @@ from ._hints import outgoing_ports, reserving, setting
 from ._holders import Own, twin
 from ._listen import try_out
 from ._options import for_binds
+from ._paths import Descriptor
 from ._plan import Plan
 from ._socket import Socket, describe, queue_of
 from ._system import AF_INET, AF_INET6, AF_UNIX, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SOCK_STREAM
@@ -440,15 +441,15 @@ def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
     """Owner, group and mode as they would be given to the path, given to a file that has no name and so is never seen:
     in that folder, where its file system has such files, else in memory. The step that fails, with its error."""
     unnamed: int | None = getattr(os, "O_TMPFILE", None)
-    handle = -1
+    file: Descriptor | None = None
     try:
         if unnamed is not None:
-            handle = os.open(folder, unnamed | os.O_WRONLY, 0o600)
+            file = Descriptor(os.open, folder, unnamed | os.O_WRONLY, 0o600)
     except OSError as error:
         if error.errno not in _NO_SUCH_FILES:
             return "bind", error
     try:
-        if handle < 0:
+        if file is None:
             effective = os.access in os.supports_effective_ids
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
                 return "bind", _error(errno.EROFS if _is_read_only(folder) else errno.EACCES)
@@ -456,16 +457,14 @@ def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
                 return "bind", _error(errno.ENOENT if kind == "proc" else errno.EPERM)
             if (in_memory := getattr(os, "memfd_create", None)) is None:
                 return "bind", None
-            handle = in_memory("harken")
+            file = Descriptor(in_memory, "harken")
         wanted = plan.options
         user, group = _unix.user_id(wanted.owner), _unix.group_id(wanted.group)
         if user != -1 or group != -1:
-            os.fchown(handle, user, group)  # type: ignore[attr-defined,unused-ignore]
+            with file as number:
+                os.fchown(number, user, group)  # type: ignore[attr-defined,unused-ignore]
     except OSError as error:
         return "chown", error
-    finally:
-        if handle >= 0:
-            os.close(handle)
     return "bind", None
 
 

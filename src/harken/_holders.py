@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import io
 import os
 import shlex
 import socket
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _netlink
 from ._bind import Bind
+from ._paths import Descriptor
 from ._resolve import addresses_of, getaddrinfo
 from ._system import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
 from ._types import Address
@@ -464,10 +464,10 @@ class Place:
     def _ask_the_mount(self, path: str) -> None:
         if not stat.S_ISSOCK(self._there.st_mode):
             return
-        # In C, so that no signal handler raises between open(2) and the object that closes what it has opened.
-        flags = os.O_PATH  # type: ignore[attr-defined,unused-ignore]
-        (there,) = map(io.FileIO, map(os.open, (path,), (flags,)))
-        with there, open(f"/proc/self/fdinfo/{there.fileno()}") as lines:
+        with (
+            Descriptor(os.open, path, os.O_PATH) as number,  # type: ignore[attr-defined,unused-ignore]
+            open(f"/proc/self/fdinfo/{number}") as lines,
+        ):
             facts = dict(line.split()[:2] for line in lines)
         self._inode = int(facts.get("ino:", self._inode))
         with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:

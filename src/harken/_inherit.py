@@ -14,6 +14,7 @@ from sys import modules
 from ._errors import ListenError, failure
 from ._listener import Listener, Listeners
 from ._loading import load
+from ._paths import Descriptor
 from ._socket import adopt, alone, describe, family_of, give_back, set_carried, take_numbers
 from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM
 
@@ -279,14 +280,9 @@ def _pidfd_id() -> int | None:
     pidfd_open, eventfd = getattr(os, "pidfd_open", None), getattr(os, "eventfd", None)
     if pidfd_open is None or eventfd is None:
         return None
-    opened: list[int] = []
     try:
-        opened.append(pidfd_open(os.getpid()))
-        opened.append(eventfd(0))
-        own, no_file = map(os.fstat, opened)
+        with Descriptor(pidfd_open, os.getpid()) as process, Descriptor(eventfd, 0) as event:
+            own, no_file = os.fstat(process), os.fstat(event)
     except OSError:
         return None  # forbidden, by seccomp for one
-    finally:
-        for fd in opened:
-            os.close(fd)
     return None if own.st_dev == no_file.st_dev else own.st_ino

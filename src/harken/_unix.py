@@ -32,7 +32,7 @@ import stat
 from ._errors import ListenError, failure
 from ._listener import Listener
 from ._loading import load
-from ._paths import Entry
+from ._paths import Descriptor, Entry
 from ._socket import Socket, given_by
 from ._system import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
 
@@ -284,11 +284,9 @@ def knock(path: str) -> int:
         probe.settimeout(1)
         if not hasattr(os, "O_PATH") or len(os.fsencode(path)) <= _room(path):
             return probe.connect_ex(path)
-        handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # type: ignore[attr-defined,unused-ignore]
-        try:
-            return probe.connect_ex(f"/proc/self/fd/{handle}")
-        finally:
-            os.close(handle)
+        flags = os.O_PATH | os.O_NOFOLLOW  # type: ignore[attr-defined,unused-ignore]
+        with Descriptor(os.open, path, flags) as number:
+            return probe.connect_ex(f"/proc/self/fd/{number}")
 
 
 _WINDOWS_TAG = 0x80000023  # IO_REPARSE_TAG_AF_UNIX
