@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -369,3 +371,28 @@ def test_an_error_in_the_servers_context_does_not_wait_for_clients(way: Way, err
         await server.wait_closed()
 
     way.run(test)
+
+
+def test_a_close_that_fails_is_not_waited_for() -> None:
+    """That of a socket of the caller's, which somebody else may have closed: the others are closed all the same."""
+
+    class Foreign(socket.socket):
+        fails = False
+
+        def close(self) -> None:
+            super().close()
+            if self.fails:
+                self.fails = False
+                raise OSError(errno.EBADF, "closed elsewhere")
+
+    async def main() -> None:
+        given = first, second = Foreign(), Foreign()
+        for sock in given:
+            sock.bind(("127.0.0.1", 0))
+        server = await harken.asyncio.create_server(asyncio.Protocol, sock=given)
+        first.fails = True
+        server.close()
+        assert (second.fileno(), server.sockets) == (-1, ())
+        await asyncio.wait_for(server.wait_closed(), 10)
+
+    asyncio.run(main())

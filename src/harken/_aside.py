@@ -117,7 +117,8 @@ def close_all(sockets: Iterable[Closable], lock: threading.Lock, then: Callable[
         if can_wait(sock):
             slow.append(sock)
         else:
-            sock.close()
+            with suppress(OSError):  # of one that somebody else has closed; the others are closed as well
+                sock.close()
     if not slow:
         return False
 
