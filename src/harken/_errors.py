@@ -179,13 +179,14 @@ def failure(
     winerror = getattr(reason, "winerror", None)
     in_use = reason.errno == errno.EADDRINUSE or (winerror == _WSAEACCES and step == "bind")
     base, plain = AddressInUseError if in_use else ListenError, type(reason)
-    kind: type[ListenError] | None = base if plain is OSError else _KINDS.get((base, plain))
+    kind: Any = base if plain is OSError else _KINDS.get((base, plain))
     if kind is None:
         name = f"{base.__name__.removesuffix('Error')}{plain.__name__[:1].upper()}{plain.__name__[1:]}"
         kind = type(name, (base, plain), {"__module__": "harken"})
         _KINDS[base, plain] = kind
     # On Windows OSError finds errno from its fourth argument.
-    error = kind(*reason.args) if winerror is None else kind(reason.errno, reason.strerror, None, winerror)
+    arguments = reason.args if winerror is None else (reason.errno, reason.strerror, None, winerror)
+    error: ListenError = kind(*arguments)
     error.step = step
     error.address = address
     if isinstance(address, str) and address.startswith(("./", "../")):

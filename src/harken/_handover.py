@@ -81,8 +81,8 @@ class ListeningSocket(socket.socket):
 
         send: Callable[..., object]
         what: tuple[object, ...]
-        if hasattr(reduction, "DupFd"):
-            send, what = reduction.DupFd, (self.fileno(),)
+        if dup := getattr(reduction, "DupFd", None):
+            send, what = dup, (self.fileno(),)
         else:  # Windows
             send, what = resource_sharer.DupSocket, (self,)  # type: ignore[attr-defined,unused-ignore]
         return to_send(send, what, (self.family, self.type, self.proto, self._wished, self._at_accept))

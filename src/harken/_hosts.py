@@ -40,7 +40,8 @@ async def binds_of(host: Any, port: Any, family: int, flags: int) -> list[Bind]:
         return await _without_port(host, family, flags)
     port = _port(port)
     only = isinstance(host, (str, Bind)) or not isinstance(host, Iterable)  # a Bind is a tuple, but not of hosts
-    given = [None] if host == "" else [host] if only else list(host)
+    several: Any = host
+    given: list[Any] = [None] if host == "" else [host] if only else list(several)
     hosts = [_host(one) for one in given]
     found = await asyncio.gather(*(_looked_up(one, port, family, flags) for one in hosts))
     return _each_once(found)
@@ -48,7 +49,8 @@ async def binds_of(host: Any, port: Any, family: int, flags: int) -> list[Bind]:
 
 async def _without_port(host: Any, family: int, flags: int) -> list[Bind]:
     one_only = host is None or isinstance(host, (str, int, Bind, Socket)) or not isinstance(host, Iterable)
-    given = [host] if one_only else list(host)
+    several: Any = host
+    given: list[Any] = [host] if one_only else list(several)
     hosts: list[str] = []
     binds: list[Bind] = []
     for one in given:

@@ -21,7 +21,7 @@ from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from ._bind import Bind
     from ._types import Detachable
@@ -59,12 +59,13 @@ def _successor(given: int | Detachable) -> Listener:
     room = modules.get("harken._handover")
     if room is None or not isinstance(given, room.ListeningSocket):
         return Listener.__new__(Listener)
-    if given._entry is None:
+    shared: Any = given
+    if shared._entry is None:
         made = Listener.__new__(Listener)
     else:
-        made = load("harken._unix").UnixListener.without_handle(given._entry.path)
-        made.entry = given._entry  # type: ignore[attr-defined]
-    set_carried(made, given._wished, given._at_accept)
+        made = load("harken._unix").UnixListener.without_handle(shared._entry.path)
+        made.entry = shared._entry  # type: ignore[attr-defined]
+    set_carried(made, shared._wished, shared._at_accept)
     return made
 
 

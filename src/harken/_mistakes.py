@@ -10,6 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 from . import _bind
 from ._resolve import normal_host
@@ -53,8 +54,9 @@ def _as_text(bind: object) -> str:
         return "several binds are arguments of their own, as in listen(*binds)"
     if hasattr(bind, "detach") and hasattr(bind, "fileno"):
         return "a socket that is there already is taken over by harken.adopt()"
-    if hasattr(bind, "__index__"):
-        return f"write {bind.__index__()}"
+    number: Any = bind
+    if hasattr(number, "__index__"):
+        return f"write {number.__index__()}"
     if hasattr(bind, "is_multicast"):  # of the module ipaddress
         return f"write {f'[{bind}]:8080' if ':' in str(bind) else f'{bind}:8080'!r}"
     return ""
@@ -269,7 +271,11 @@ def _colons(text: str) -> str:
     word = word.lower()
     if not rest.startswith("//") and (word in ("ssl", "tls") or (word in ("tcp", "tcp4", "tcp6") and "=" in rest)):
         split = re.split(r"(?<!\\):", rest)
-        fields = dict(field.partition("=")[::2] for field in split if "=" in field)
+        fields: dict[str, str] = {}
+        for field in split:
+            name, equals, value = field.partition("=")
+            if equals:
+                fields[name] = value
         port = fields.get("port", next((field for field in split if field.isdigit()), "8080"))
         host = fields.get("interface", "").replace("\\", "")
         if not host and "interface" in fields:  # an IPv6 address without the backslashes; never every address instead

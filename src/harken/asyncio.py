@@ -44,13 +44,15 @@ from ._system import AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 from ._transport import way
 from ._types import Address, OnOverload
 
-try:
-    from ssl import SSLContext
-except ImportError:  # this Python has no TLS
-    SSLContext = Any  # type: ignore[assignment,misc]
-
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from ._transport import Held, Lent, Tracked
+else:
+    try:  # for typing.get_type_hints()
+        from ssl import SSLContext
+    except ImportError:  # this Python has no TLS
+        SSLContext = Any
 
 __all__ = ["Server", "create_server", "start_server"]
 
@@ -384,7 +386,8 @@ async def _bound(
     """Listeners, for the time being bound only. Those that are made here are in ``opened``, also when this raises."""
     if port is None:
         only = isinstance(host, (str, int, Bind, Socket)) or not isinstance(host, Iterable)
-        given: list[Any] = [host] if only else list(host)
+        several: Any = host
+        given: list[Any] = [host] if only else list(several)
         if given and all(isinstance(one, Socket) for one in given):
             if ignored := options.keys() - {"backlog"}:
                 raise TypeError(f"listeners that are there already take no options: {', '.join(sorted(ignored))}")
