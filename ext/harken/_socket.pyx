@@ -799,7 +799,7 @@ cdef class Socket:
         finally:
             PyBuffer_Release(&view)
 
-    def sendto(self, data, *args):
+    def sendto(self, data, /, *args):
         """``sendto(data, address)`` or ``sendto(data, flags, address)``: sendto(2), for datagrams. What a connected TCP
         socket does with the address is the system's affair: Linux and Windows ignore it, macOS raises EISCONN."""
         cdef Py_buffer view

@@ -12,7 +12,7 @@ from ._system import AF_INET, AF_INET6, AF_UNIX
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
+    from typing import Any, ClassVar
 
     from . import _types
 else:
@@ -111,7 +111,8 @@ class AcceptorStats:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in _FACTS)
 
-    __hash__ = None  # type: ignore[assignment]
+    if TYPE_CHECKING:  # as a class has it that defines __eq__ and no __hash__
+        __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"AcceptorStats({', '.join(f'{name}={getattr(self, name)!r}' for name in _FACTS)})"
