@@ -84,6 +84,17 @@ class Closing:
         return memoryview(self.close())
 
 
+class ClosingBuffer:
+    """The same for a call that takes a number, too: a buffer and nothing else."""
+
+    def __init__(self, sock: Any, value: bytes) -> None:
+        self.sock, self.value = sock, value
+
+    def __buffer__(self, flags: int) -> memoryview:
+        self.sock.close()
+        return memoryview(self.value)
+
+
 SOL, KEEP = socket.SOL_SOCKET, socket.SO_KEEPALIVE
 CLOSED_BY_AN_ARGUMENT: dict[str, Callable[[Any], object]] = {
     "bind": lambda s: s.bind(("127.0.0.1", Closing(s, 0))),
@@ -104,7 +115,7 @@ if sys.version_info >= (3, 12):
         "sendmsg's buffer": lambda s: s.sendmsg([b"x", Closing(s, b"x")]),
         "a buffer of recv_into": lambda s: s.recv_into(Closing(s, bytearray(1))),
         "a buffer of send": lambda s: s.send(Closing(s, b"x")),
-        "a buffer of setsockopt": lambda s: s.setsockopt(SOL, KEEP, Closing(s, b"\1\0\0\0")),
+        "a buffer of setsockopt": lambda s: s.setsockopt(SOL, KEEP, ClosingBuffer(s, b"\1\0\0\0")),
     }
 
 

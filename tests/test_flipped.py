@@ -17,6 +17,8 @@ from engines import NAMES, forbidden
 from machine import posix_only
 
 ENGINES = [name for name in NAMES if name != "acceptex"]
+# From 3.12 on CPython warns of every fork() beside a thread, which is what is tried here.
+QUIET = ["-W", "ignore::ResourceWarning", "-W", "ignore::DeprecationWarning"]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_a_listener_can_be_closed_while_its_accept_blocks(thief: Path) -> None:
 def held_up(thief: Path, engine: str, take: str, then: str) -> None:
     environment = {**CHILD_ENVIRONMENT, "LD_PRELOAD": str(thief)}
     child = subprocess.run(
-        [sys.executable, "-W", "ignore::ResourceWarning", "-c", HELD_UP + then, engine, take],
+        [sys.executable, *QUIET, "-c", HELD_UP + then, engine, take],
         env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (child.returncode, child.stderr) == (0, "")
@@ -173,7 +175,7 @@ def test_another_process_changes_the_mode_in_a_loop(engine: str, family: str, tm
     bind = "127.0.0.1:0" if family == "tcp" else f"unix:{tmp_path}/s"
     program = Path(__file__).with_name("flipped.py")
     child = subprocess.run(
-        [sys.executable, program, "1", engine, bind],
+        [sys.executable, *QUIET, program, "1", engine, bind],
         env=CHILD_ENVIRONMENT | {"PYTHONWARNINGS": "ignore::ResourceWarning"},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
