@@ -614,7 +614,7 @@ NETWORKS = [
     ("ip route add local 198.51.100.0/24 dev lo", "198.51.100.7:80", ["free"]),
     ("sysctl -qw net.ipv4.ip_nonlocal_bind=1", "198.51.100.7:80", ["free"]),
     ("sysctl -qw net.ipv6.ip_nonlocal_bind=1", "[2001:db8::7]:80", ["free"]),
-    ("ip address add 2001:db8::7/128 dev lo", "[2001:db8::7]:80", ["free"]),
+    ("ip address add 2001:db8::7/128 dev lo nodad", "[2001:db8::7]:80", ["free"]),
     ("ip link set lo down", "127.0.0.1:0", ["free"]),
     ("ip address flush dev lo", "127.0.0.1:0", ["not here"]),
     ("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", "[::1]:80", ["not here"]),

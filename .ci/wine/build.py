@@ -250,7 +250,7 @@ def main():
         modules = list(pool.map(functools.partial(module, shared, directives, python, compiler), extensions))
 
     files = contents(package, "*.py", *project["tool"]["setuptools"]["package-data"][package.name])
-    parts = package.name, files, modules, contents("tests", "*.c"), project["project"], python, packages
+    parts = package.name, files, modules, contents("tests", "witness.c"), project["project"], python, packages
     print(cached("tree", PYTHON, lambda new: make_tree(new, *parts), *parts))
 
 
