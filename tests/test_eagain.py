@@ -16,7 +16,7 @@ import pytest
 from wire import KINDS, Call, Kind, connection, fill, full_queue, listening, python, wait_until
 
 import harken
-from machine import LINUX, WINDOWS, linux_only, posix_only
+from machine import LINUX, WINDOWS, WINE, linux_only, posix_only
 
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 LIMIT = 0.05  # seconds, of SO_RCVTIMEO and SO_SNDTIMEO as of timeouts
@@ -94,6 +94,7 @@ MEANINGS = [
     if flags or timeout is not None or seconds  # the rest waits for ever
     if timeout is None
     or call in ("recv", "recvmsg", "send", "sendall", "sendmsg", "accept")  # the others go the same way
+    if not (WINDOWS and call == "accept" and timeout is None)  # SO_RCVTIMEO is not for accept() there
 ]
 
 
@@ -141,7 +142,7 @@ def test_without_a_limit_it_waits_for_ever(call: str) -> None:
     with unready(harken.Socket, call) as sock:
         waiting = Call(lambda: [OURS[call](sock, 0) for _ in range(100_000)]).blocked()
         sock.close()
-        with pytest.raises(OSError, match=r"Bad file|not a socket"):
+        with pytest.raises(OSError, match=r"Bad file|not a socket|is closed"):
             waiting.outcome()
 
 
@@ -241,6 +242,8 @@ def test_a_datagram_without_room_is_told_where_the_kernel_does_not_wait(kind: Ki
 @pytest.mark.parametrize("blocks", [True, False])
 def test_waitall_waits_for_all(kind: Kind, call: str, blocks: bool) -> None:
     """On a handle that does not block, as all are on Windows, the parts are gathered by us."""
+    if WINE and kind is socket.socket:
+        pytest.skip("Wine ends a recv() with MSG_WAITALL at the first part")
     with connection(kind) as (client, server), server.dup() as twin:
         if not blocks:
             if WINDOWS or kind is socket.socket:

@@ -19,6 +19,7 @@ cdef enum:
 cdef struct move_t:
     net_socket_t handle  # on its way; NET_INVALID before and after
     bint arrived  # the new owner has it
+    net_socket_t old  # where the new owner has a duplicate: closed when the watchers have been told; else NET_INVALID
 
 
 GIVEN = ("", "", "", "detach()", "to_socket()", "sockets()", "adopt()")
@@ -71,6 +72,9 @@ cdef void put_back(Socket self, move_t *move) noexcept:
     cdef bint ends
     with cython.critical_section(self):
         ends = self.fate == CLOSE_WISHED
+        if move.old != c.NET_INVALID:  # the duplicate is not needed, then
+            c.net_close(move.handle)
+            move.handle, move.old = move.old, c.NET_INVALID
         self.handle, self.fate = move.handle, OPEN
         move.handle = c.NET_INVALID
         if self.handle == c.NET_INVALID:  # an audit hook has closed the new owner
@@ -86,9 +90,12 @@ cdef void put_back(Socket self, move_t *move) noexcept:
 cdef void give(Socket self, move_t *move, int by) noexcept:
     """The new owner has it: acceptors of this object are told, and threads that wait on it are woken."""
     with cython.critical_section(self):
-        self.handle = move.handle
+        self.handle = move.handle if move.old == c.NET_INVALID else move.old
         self.part_with(False)
         self.held, self.fate = False, by
+    if move.old != c.NET_INVALID:  # not before: what is pending on it, AcceptEx for one, is ended by it
+        c.net_close(move.old)
+        move.old = c.NET_INVALID
 
 
 cdef void await_accepts(Socket self) noexcept:
@@ -123,7 +130,7 @@ cdef int bind_plain(Socket self, object made, move_t *move, type plain, bint exa
     plain.__init__(made, -1, -1, -1, shared)
     move.handle, move.arrived = plain.fileno(made), True
     c.net_inheritable(move.handle, inheritable)
-    c.net_close(handle)
+    move.old = handle
     return 0
 
 
@@ -150,7 +157,7 @@ cdef int bind_foreign(Socket self, object made, move_t *move) except -1:
         except OSError:
             pass
         raise
-    c.net_close(move.handle)
+    move.old = move.handle
     move.handle, move.arrived = copy, True
     return 0
 
@@ -165,7 +172,7 @@ cdef int move_each(tuple sockets, list made, list timeouts, int by, bint exact) 
     if moves == NULL:
         raise MemoryError
     for n in range(count):
-        moves[n].handle = c.NET_INVALID
+        moves[n].handle = moves[n].old = c.NET_INVALID
     try:
         for n in range(count):
             sock = <Socket?>sockets[n]
