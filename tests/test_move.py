@@ -22,7 +22,7 @@ import pytest
 
 import harken
 from harken._socket import empty, move
-from machine import LOOPBACKS, linux_only, posix_only
+from machine import LOOPBACKS, WINDOWS, linux_only, posix_only
 
 CLOSED = getattr(errno, "WSAENOTSOCK", errno.EBADF) if os.name == "nt" else errno.EBADF
 
@@ -105,7 +105,8 @@ def test_attributes_are_set_before_the_handle_arrives() -> None:
     made = empty(Named)
     with move(listener, made, 1.5) as moved:
         assert moved is made
-        assert (made.fileno(), made.gettimeout(), listener.fileno()) == (handle, 1.5, -1)
+        assert (made.gettimeout(), listener.fileno()) == (1.5, -1)
+        assert WINDOWS or made.fileno() == handle  # there it is a duplicate, which knows its protocol
         with pytest.raises(OSError, match="Bad file descriptor|10038"):
             move(listener, empty(Named), None)
     assert made.fileno() == -1

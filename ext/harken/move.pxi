@@ -363,9 +363,10 @@ cdef int detach_foreign(object given, Socket made, net_socket_t handle, type pla
     except OSError:
         before = None  # on Windows
     try:
-        number = given.detach()
-        if number < 0:
+        what = given.detach()
+        if what < 0:  # asked of the Python number: a SOCKET has no sign
             c.net_raise(c.NET_EBADF)
+        number = what
         if number != handle:  # not what we have looked at: it is checked as well, and stays open if it is refused
             _must_fit(number)
             look_at(made, number, &inheritable)
