@@ -320,13 +320,16 @@ with Listener(("127.0.0.1", 0), authkey=b"k") as listener:
 def test_the_default_timeout_is_that_of_new_sockets(kind: Kind, seconds: float | None) -> None:
     with listening(kind) as listener, socket.create_connection(listener.getsockname()):
         socket.setdefaulttimeout(seconds)
-        with kind() as sock, listener.accept()[0] as taken:
+        with (
+            kind() as sock,
+            listener.accept()[0] as taken,
             # Winsock knows nothing of a handle without an address.
-            with taken.dup() if WINDOWS else kind(fileno=kind().detach()) as other:
-                for one in (sock, taken, other):
-                    assert one.gettimeout() == seconds
-                    if not WINDOWS:
-                        assert os.get_blocking(one.fileno()) is (seconds is None)
+            taken.dup() if WINDOWS else kind(fileno=kind().detach()) as other,
+        ):
+            for one in (sock, taken, other):
+                assert one.gettimeout() == seconds
+                if not WINDOWS:
+                    assert os.get_blocking(one.fileno()) is (seconds is None)
         if LINUX:
             with kind(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
                 assert sock.gettimeout() == 0
