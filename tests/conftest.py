@@ -15,19 +15,19 @@ import harken
 from engines import NAMES, forbidden, one_listener
 from machine import EMULATOR, WINE, emulator_lacks, open_sockets
 
-
 # Files of which some tests fail under Wine, and nobody has looked yet whether Wine, the test or harken is the reason.
 # A test that fails there is reported as xfailed, and does not end the run. The list has to become empty.
 NOT_LOOKED_INTO = {
     "test_arguments", "test_check", "test_differences", "test_errors", "test_hosts", "test_lifetime", "test_meanings",
-    "test_mistakes", "test_options", "test_scopes",
+    "test_holders", "test_inherit", "test_mistakes", "test_options", "test_scopes", "test_workers",
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if WINE and isinstance(item, pytest.Function) and item.module.__name__ in NOT_LOOKED_INTO:
-            item.add_marker(pytest.mark.xfail(strict=False, reason="fails under Wine, not looked into yet"))
+            runs = item.module.__name__ != "test_arguments"  # which leaves sockets open when it fails
+            item.add_marker(pytest.mark.xfail(strict=False, run=runs, reason="fails under Wine, not looked into yet"))
         if what := emulator_lacks(item.name):
             item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
         if isinstance(item, pytest.Function):
