@@ -41,7 +41,8 @@ def wait():
 def become(uid, *groups):
     "Another user; one who may look into his own processes, as he may after exec()."
     import ctypes, dataclasses, encodings.idna, importlib, pwd, resource, shlex
-    import harken._hints, harken._holders
+    import harken
+    harken.preload()  # the modules may be where only this user can read them
     os.setgroups(groups)
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

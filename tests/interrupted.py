@@ -257,7 +257,7 @@ def play(operation: Operation, run: Callable[[Scene], None], folder: str) -> str
     except Interrupted:
         pass
     except Exception as error:  # what an interruption became on its way
-        if not isinstance(error.__context__, Interrupted):
+        if not any(isinstance(one, Interrupted) for one in chain(error)):
             scene.notes["error"] = error
     wrong = judge(operation, scene, before)
     # A stranger's file has the lowest number now: whoever closes what is not his own closes this.
@@ -288,12 +288,20 @@ def play(operation: Operation, run: Callable[[Scene], None], folder: str) -> str
     return wrong
 
 
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what was being handled when it was raised: an interrupted ``with`` of a lock that its own body has
+    released, as in threading.Condition.wait(), ends with the RuntimeError of the second release."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def judge(operation: Operation, scene: Scene, before: tuple[Any, ...]) -> str:
     if operation.settle is not None:
         operation.settle(scene)
     after = scene.look()
     if "error" in scene.notes:
-        return f"it raised {scene.notes['error']!r}"
+        return f"it raised {' during '.join(repr(one) for one in chain(scene.notes['error']))}"
     if after != before and not scene.results:
         gc.collect()
         until(lambda: threading.active_count() <= before[3])

@@ -601,7 +601,7 @@ class TestOtherUsers:
         os.chmod(os.path.dirname(path), 0o1777)
         program = f"""
             import harken
-            import harken._options, harken._unix
+            harken.preload()
             become({NOBODY})
             tried = []
             for act in (os.unlink, lambda it: os.rename(it, it + "2"), lambda it: os.rename({path + "3"!r}, it)):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import children
 import harken
 from children import NOBODY, needs_root
 from harken import _loading
@@ -356,3 +357,16 @@ def test_the_error_for_a_failed_import_has_the_systems_reason(tmp_path: Path) ->
         with pytest.raises(OSError, match=r"cut off \(the module half cannot be loaded") as caught:
             _loading.load("half")
     assert (caught.value.errno, type(caught.value.__cause__)) == (errno.ENOENT, SyntaxError)
+
+
+def test_a_failed_import_gets_no_hint_about_the_address(tmp_path: Path) -> None:
+    program = f"""
+    import sys
+    import harken, harken._hints
+    sys.modules["harken._plan"] = None
+    try:
+        harken.listen("unix:{tmp_path}/missing/a.sock", mode=0o600)
+    except FileNotFoundError as error:
+        tell(step=error.step, hint=error.hint)
+    """
+    assert children.run(program) == {"step": "import", "hint": ""}

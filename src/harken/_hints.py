@@ -40,6 +40,8 @@ def hint_for(error: ListenError) -> str:
     if error.option:
         return _option(*error.option, error.errno or 0)
     by_number = _BY_NUMBER.get(error.errno or 0)
+    if error.step == "import" and by_number not in (_no_files, _no_system_files, _no_memory):
+        return ""  # it is about a file of harken's, not about the address
     return by_number(error) if by_number else ""
 
 
