@@ -46,7 +46,8 @@ from typing import Any, NamedTuple, Self
 
 import harken
 import harken.asyncio
-from harken import _acceptor, _foresee
+from harken import _acceptor
+from harken._diagnosis import foresee as _foresee
 
 # ---------------------------------------------------------------------------- the table: errors of each call
 

@@ -44,7 +44,8 @@ from typing import Any, ClassVar
 
 import harken
 import harken.asyncio
-from harken import _check, _inherit
+from harken import _inherit
+from harken._cli import check as _check
 from harken._handover import ListeningSocket
 from harken._listener import Listener
 from harken._socket import empty, move

@@ -24,8 +24,8 @@ from test_asyncio import WAYS, Way, address_of, ask, caught, connect, echo, unti
 from wire import CHILD_ENVIRONMENT
 
 import harken
-import harken._transport
 import harken.asyncio
+import harken.asyncio._transports
 from machine import open_sockets, posix_only
 
 assert way  # a fixture
@@ -94,7 +94,7 @@ def test_a_closed_connection_frees_its_place_on_a_loop_without_transports(
         async def connect_accepted_socket(self, *_: Any, **__: Any) -> Any:
             raise NotImplementedError
 
-    monkeypatch.setattr("harken._transport._makes_transports", lambda loop: False)  # noqa: ARG005
+    monkeypatch.setattr("harken.asyncio._transports._makes_transports", lambda loop: False)  # noqa: ARG005
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
@@ -116,7 +116,7 @@ def test_a_closed_connection_frees_its_place_on_a_loop_without_transports(
 
 
 def test_a_client_is_closed_before_its_task_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harken._transport._makes_transports", lambda loop: False)  # noqa: ARG005
+    monkeypatch.setattr("harken.asyncio._transports._makes_transports", lambda loop: False)  # noqa: ARG005
 
     async def test() -> None:
         server = await harken.asyncio.start_server(echo, "127.0.0.1", 0, max_open=1)
@@ -147,7 +147,7 @@ class Struck(BaseException):
 @pytest.mark.thread_unsafe(reason="counts the sockets of the process")
 def test_a_hand_over_that_is_interrupted_at_any_line_leaves_one_owner_or_none(way: Way) -> None:
     """Each connection is served or closed, no number of a descriptor is closed twice, no place stays taken."""
-    files = {harken._transport.__file__, harken.asyncio.__file__}
+    files = {harken.asyncio._transports.__file__, harken.asyncio._server.__file__}
     functions = {"_hand_over", "_by_asyncio", "_by_any", "_by_uvloop", "of", "begin", "wait_for", "_protocol", "ended"}
 
     async def test() -> None:

@@ -33,8 +33,10 @@ from children import (
     run,
     running,
 )
-from harken import _foresee, _holders, _options
+from harken import _options
 from harken.__main__ import main
+from harken._diagnosis import foresee as _foresee
+from harken._diagnosis import holders as _holders
 from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def compare(*binds: str) -> dict[str, Any]:
 IN_A_CHILD = f"""
     import textwrap, typing
     from typing import Any
-    import argparse, ctypes, fcntl, harken.__main__, harken._check, harken._serve
+    import argparse, ctypes, fcntl, harken.__main__, harken._cli.check, harken._cli.serve
     exec(textwrap.dedent({inspect.getsource(compare)!r}))
 """
 
@@ -670,7 +672,7 @@ def poisoned(
         poison_each, nth = f"{call}:{{0}}+:{number}", int(nth.rstrip("+"))
     program = f"""
 from typing import Any
-import harken.__main__, harken._check
+import harken.__main__, harken._cli.check
 {inspect.getsource(compare)}
 def prepare():
     os.environ["POISON"] = {poison_each!r}.format(count({call!r}) + {nth})
@@ -1027,7 +1029,7 @@ def test_a_folder_may_be_forbidden(room: Path) -> None:
         program = (
             IN_A_CHILD
             + f"""
-    import harken._foresee
+    import harken._diagnosis.foresee
     {prepare}
     become({NOBODY})
     import contextlib, io
@@ -1086,7 +1088,7 @@ def test_owner_and_group_are_given_as_the_system_allows(
     program = (
         IN_A_CHILD
         + f"""
-    import harken._foresee
+    import harken._diagnosis.foresee
     {"" if unnamed else "del os.O_TMPFILE"}
     become({NOBODY}, 1234)
     tell(**compare({f"unix:{room}/app.sock?{option}"!r}))

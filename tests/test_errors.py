@@ -20,7 +20,9 @@ import pytest
 
 import harken
 from children import NOBODY, REFUSE_FAMILY, needs_root, needs_seccomp, needs_table, run, running, server
-from harken import Holder, _hints, _holders
+from harken import Holder
+from harken._diagnosis import hints as _hints
+from harken._diagnosis import holders as _holders
 from harken._errors import failure
 from machine import LINUX, linux_only, needs_ipv6, posix_only
 
@@ -792,7 +794,7 @@ def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> N
     program = """
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 80))
-        import harken, harken._hints
+        import harken, harken._diagnosis.hints
         kept = []
         try:
             while True:
@@ -878,7 +880,7 @@ def test_a_live_path_that_is_not_for_us_is_never_to_be_removed(seen: bool) -> No
         sock.listen()
         os.chmod(path, 0o600)
         program = f"""
-            {"" if seen else "import harken._holders; harken._holders._on_path = lambda path: []"}
+            {"" if seen else "import harken._diagnosis.holders; harken._diagnosis.holders._on_path = lambda path: []"}
             become({NOBODY})
             attempt("unix:{path}")
         """

@@ -15,7 +15,7 @@ import pytest
 
 import harken
 from children import NOBODY, REFUSE_FAMILY, needs_root, needs_seccomp, run, running
-from harken import _hints
+from harken._diagnosis import hints as _hints
 from harken._errors import failure
 from machine import linux_only, needs_ipv6
 
@@ -104,7 +104,7 @@ def test_every_command_answers_whatever_is_hidden(proc: str, netlink: bool) -> N
 def test_a_setting_that_cannot_be_read_is_not_taken_for_its_default(proc: str, known: bool) -> None:
     """With ip_unprivileged_port_start at 0, as Docker and Podman set it, port 80 is everybody's."""
     program = f"""
-        import harken.__main__, harken._check, harken._serve
+        import harken.__main__, harken._cli.check, harken._cli.serve
         become({NOBODY})
         tell(**commands("check --json 127.0.0.1:80", "check --json 127.0.0.1:0"))
         harken.listen("127.0.0.1:80").close()
@@ -182,10 +182,10 @@ def test_a_filter_of_other_families_is_named_too(family: str) -> None:
 def test_addresses_are_found_without_netlink_or_not_at_all() -> None:
     """Of all or of none: a part of them would say that this machine has not what it has."""
     program = f"""
-        import harken, harken._hints
-        before = sorted(harken._hints.local_addresses())
+        import harken, harken._diagnosis.hints
+        before = sorted(harken._diagnosis.hints.local_addresses())
         refuse_family(socket.AF_NETLINK, {errno.EAFNOSUPPORT})
-        tell(before=before, after=sorted(harken._hints.local_addresses()))
+        tell(before=before, after=sorted(harken._diagnosis.hints.local_addresses()))
         attempt("192.0.2.77:0")
     """
     told = run(REFUSE_FAMILY + textwrap.dedent(program), setup="ip address add 198.51.100.7/24 dev lo")

@@ -16,7 +16,8 @@ import pytest
 
 import harken
 from children import NOBODY, needs_psutil, needs_root, needs_table, run, running, server
-from harken import Holder, _holders, holders
+from harken import Holder, holders
+from harken._diagnosis import holders as _holders
 from machine import LINUX, bind_text, linux_only, needs_ipv6, posix_only
 
 # ---------------------------------------------------------------------------- holders()
@@ -285,9 +286,9 @@ FILE_SYSTEMS = {
 }
 
 IN_BOTH = """
-    import harken, harken._holders, harken._unix
+    import harken, harken._diagnosis.holders, harken._unix
     if not {reads_mounts}:
-        harken._holders.Place._ask_the_mount = lambda *_: None
+        harken._diagnosis.holders.Place._ask_the_mount = lambda *_: None
     def server(folder, text):
         program = ("import os, socket, sys; os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX);"
                    "s.bind(sys.argv[2]); s.listen(); print(flush=True); sys.stdin.read()")

@@ -11,14 +11,14 @@ import pytest
 
 import harken
 from children import run
-from harken._foresee import foresee
+from harken._diagnosis.foresee import foresee
 from machine import linux_only
 
 pytestmark = linux_only
 
 TOLD = """
     import warnings, harken
-    from harken._foresee import foresee
+    from harken._diagnosis.foresee import foresee
 
     def told(*binds, call=harken.listen, **options):
         with warnings.catch_warnings(record=True) as found:

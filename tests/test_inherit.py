@@ -535,7 +535,7 @@ def test_systemd_stands_in_a_bind(room: Path) -> None:
 @posix_only
 def test_systemd_without_a_name_is_all_that_was_passed(room: Path) -> None:
     program = """
-        from harken._foresee import foresee
+        from harken._diagnosis.foresee import foresee
         told = [row.verdict for row in foresee(["systemd:"])]
         with harken.listen("systemd:", "127.0.0.1:0") as listeners:
             tell(got=facts(listeners), told=told)

@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).parent / "interrupted.py"
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_the_controls_are_found() -> None:
     command = [sys.executable, str(PROGRAM), "--every", "40", "--rounds", "10"]
-    # These run hundreds of lines of _check.py and _holders.py each, and take more time than all the others together.
+    # These run hundreds of lines of check.py and holders.py each, and take more time than all the others together.
     for word in ("of a path", "check"):
         command += ["--without", word]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)

@@ -20,7 +20,7 @@ import harken
 import harken._bind
 import harken._options
 from harken import Bind
-from harken._mistakes import meant
+from harken._diagnosis.mistakes import meant
 from machine import WINDOWS
 
 HOME = os.path.expanduser("~")
@@ -312,7 +312,7 @@ def test_an_object_that_cannot_even_be_shown_is_refused_all_the_same() -> None:
 
 def test_a_mistake_is_an_error_if_the_module_for_hints_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files may be gone, or descriptors be lacking."""
-    monkeypatch.setitem(sys.modules, "harken._mistakes", None)
+    monkeypatch.setitem(sys.modules, "harken._diagnosis.mistakes", None)
     with pytest.raises(ValueError, match="character 2: '0x50' is no port"):
         Bind(":0x50")
     with pytest.raises(TypeError, match=r"not bytes: b':80'$"):

@@ -771,7 +771,7 @@ class TestOtherUsers:
 
 SIGNALS = """
 import gc, itertools, signal, socket, sys, warnings
-import harken, harken._hints, harken._holders, harken._paths, harken._plan, harken._unix
+import harken, harken._diagnosis.hints, harken._diagnosis.holders, harken._paths, harken._plan, harken._unix
 warnings.simplefilter("ignore")
 path = {path!r}
 home = os.path.dirname(path)

@@ -292,7 +292,7 @@ def test_everything_works_where_nothing_can_be_loaded(how: str, folder: Path) ->
 @pytest.mark.parametrize("how", WAYS)
 def test_a_module_that_cannot_be_loaded_is_named_in_the_error(how: str, folder: Path) -> None:
     results, forbidden = run(how, False, folder)
-    assert (how == "by_finder") == ("harken._hints" in forbidden)  # or nothing was tried above
+    assert (how == "by_finder") == ("harken._diagnosis" in forbidden)  # or nothing was tried above
     for name in ("127.0.0.1:0", ":0", "unix:FOLDER/a", "bind", "adopt", "to_socket", "sockets", "stats", "closed"):
         assert "step" not in results[name], name
         assert "oserror" not in results[name], name
@@ -325,12 +325,14 @@ def test_the_first_listen_without_descriptors_says_so(preloaded: bool, folder: P
 
 
 def test_each_module_is_loaded_by_import_or_by_preload_or_is_a_command() -> None:
-    commands = {"__main__", "_check", "_serve", "_table", "_who"}
-    of_asyncio = {"asyncio", "_aside", "_hosts", "_transport"}
+    commands = {"__main__", "_cli", "_cli.check", "_cli.serve", "_cli.table", "_cli.who"}
+    of_asyncio = {"asyncio", "asyncio._hosts", "asyncio._server", "asyncio._start", "asyncio._threads"}
+    of_asyncio |= {"asyncio._transports"}
     program = "import sys, harken; print(*(name for name in sys.modules if name.startswith('harken.')))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    names = {module.name for module in pkgutil.iter_modules(harken.__path__)}
-    assert names - {name.removeprefix("harken.") for name in loaded} - set(_loading.PARTS) == commands | of_asyncio
+    names = {module.name.removeprefix("harken.") for module in pkgutil.walk_packages(harken.__path__, "harken.")}
+    names -= {name.removeprefix("harken.") for name in loaded} | {*_loading.PARTS, "_diagnosis"}
+    assert names == commands | of_asyncio
 
 
 def test_threads_may_preload_at_once() -> None:
@@ -362,7 +364,7 @@ def test_the_error_for_a_failed_import_has_the_systems_reason(tmp_path: Path) ->
 def test_a_failed_import_gets_no_hint_about_the_address(tmp_path: Path) -> None:
     program = f"""
     import sys
-    import harken, harken._hints
+    import harken, harken._diagnosis.hints
     sys.modules["harken._plan"] = None
     try:
         harken.listen("unix:{tmp_path}/missing/a.sock", mode=0o600)

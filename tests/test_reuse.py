@@ -226,7 +226,7 @@ def test_where_it_cannot_be_told_whose_the_group_is_the_port_is_taken(monkeypatc
     """The module that tells cannot be loaded any more, as for want of descriptors: that is not what the error is about,
     and never an ImportError."""
     with harken.listen("127.0.0.1:0", reuse_port=True) as (listener,):
-        monkeypatch.setitem(sys.modules, "harken._holders", None)
+        monkeypatch.setitem(sys.modules, "harken._diagnosis.holders", None)
         with pytest.raises(harken.AddressInUseError):
             harken.listen(listener.url, reuse_port=True)
 

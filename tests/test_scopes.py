@@ -42,7 +42,7 @@ SETUP = SETUP.format("\n".join("".join(f"\\{byte:03o}" for byte in name) for nam
 PROGRAM = dedent("""
     import os, pickle, harken
     from harken import Bind
-    from harken._foresee import foresee
+    from harken._diagnosis.foresee import foresee
     names = {names!r}
     found = []
     for n, name in enumerate(names, 1):
@@ -151,7 +151,7 @@ ATTEMPT = """
             harken.listen(bind).close()
             tell(**{{bind: None}})
         except OSError as error:
-            row, = __import__("harken._foresee")._foresee.foresee([bind])
+            row, = __import__("harken._diagnosis.foresee")._diagnosis.foresee.foresee([bind])
             assert str(row.error) == str(error), (str(row.error), str(error))
             tell(**{{bind: str(error)}})
 """

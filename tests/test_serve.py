@@ -20,8 +20,8 @@ from wire import fill, python, wait_until
 
 import harken
 from children import in_namespace, on_terminal
-from harken import _serve
 from harken.__main__ import main
+from harken._cli import serve as _serve
 from machine import WINDOWS, linux_only, needs_ipv6, posix_only
 
 LISTENING = "listening on "
@@ -84,7 +84,7 @@ def test_many_clients_are_echoed_and_the_summary_counts_them() -> None:
 @needs_ipv6
 def test_a_default_address_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     with harken.listen("[::1]:0") as (held,):
-        monkeypatch.setattr("harken._serve.DEFAULT_BINDS", ("127.0.0.1:0", f"[::1]:{held.port}"))
+        monkeypatch.setattr("harken._cli.serve.DEFAULT_BINDS", ("127.0.0.1:0", f"[::1]:{held.port}"))
         assert main(["serve", "--for", "0.01"]) == 1
         assert capsys.readouterr().err.startswith(f"harken: bind([::1]:{held.port}): ")
 
@@ -293,7 +293,7 @@ def told(report: _serve.Report, out: io.StringIO) -> list[str]:
 
 def test_trouble_is_told_once_in_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("harken._serve.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harken._cli.serve.time.monotonic", lambda: now[0])
     out = io.StringIO()
     report = _serve.Report(out, as_json=False, every=5)
     with harken.listen("127.0.0.1:0") as (listener,):

@@ -93,7 +93,7 @@ def test_where_the_kernel_may_not_be_asked_it_is_none(monkeypatch: pytest.Monkey
     def refuse(*_: object) -> bytes:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("harken._netlink.ask", refuse)
+    monkeypatch.setattr("harken._diagnosis.netlink.ask", refuse)
     with harken.Socket(AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind("")
         sock.listen(7)

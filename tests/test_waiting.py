@@ -298,11 +298,11 @@ def test_nothing_that_can_wait_runs_on_the_loops_thread(folder: Path) -> None:
 def test_the_negative_control_the_detector_sees_blocking_calls(folder: Path) -> None:
     """The same without the threads, and harken's own calls made where a loop runs."""
     inline = """
-    import harken._aside, types
+    import harken.asyncio._threads, types
     class Inline:
         def __init__(self, target, name):
             self.start, self.join = target, lambda: None
-    harken._aside.threading = types.SimpleNamespace(**vars(threading) | {"Thread": Inline})
+    harken.asyncio._threads.threading = types.SimpleNamespace(**vars(threading) | {"Thread": Inline})
 
     @scenario
     async def opened_by_hand():

@@ -15,8 +15,10 @@ import pytest
 
 import harken
 from children import needs_root, needs_table, on_terminal, run, running, server
-from harken import Holder, _holders, _who
+from harken import Holder
 from harken.__main__ import main
+from harken._cli import who as _who
+from harken._diagnosis import holders as _holders
 from machine import linux_only
 
 

@@ -3,35 +3,29 @@
 The modules, in the order in which a listener comes about:
 
     _bind        the syntax of binds, ":8080", "[::1]:8080", "unix:/run/app.sock": `Bind`
-    _mistakes    what an error says of a text that is not a bind
     _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
     _options     the options of a listening socket: `Options`
     _plan        when each option is set
     _in_force    options that the system accepted without putting them in force
     _listen      name → addresses → socket → bind → listen: `listen`, `bind`      (compiled)
+    _collision   binds of one call that conflict with each other
     _listener    what these return: `Listeners`, `Listener`
     _unix        unix sockets: who owns a path, and when it is removed
     _paths       the steps in the directory of a unix socket                      (compiled)
     _acceptor    accepting in batches, limits, overload: `Acceptor`               (compiled)
     _overload    what is logged when descriptors run out
     _stats       the length of the queues: `stats`; counters of an acceptor: `AcceptorStats`
-    asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
-    _hosts       what asyncio's host and port mean, as binds
-    _transport   how a connection gets a transport of the loop
-    _aside       what may wait runs in a thread, and not in the loop's
     _handover    `socket.socket` objects for other servers
     _inherit     inherited sockets: `adopt`, `from_systemd`
     _errors      `ListenError`, `AddressInUseError`: which step failed, on which address
-    _hints       what the user can do about an error
-    _collision   binds of one call that conflict with each other
-    _holders     who has an address: `holders`, `Holder`
-    _netlink     questions to Linux's kernel
-    _foresee     what `check` says: all steps but listen(2), made and undone
     _loading     which modules are imported when: `preload`
     _system      WSAStartup and WSACleanup, and the system's constants            (compiled)
     _types       types that several modules use
-    __main__     the command line; its commands `_serve`, `_who`, `_check`; `_table` prints their rows
+
+    asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
+    _diagnosis   what errors and commands find out: hints, `holders`, what `check` says
+    __main__     the command line; its commands are in _cli
 """
 
 from ._acceptor import Acceptor
@@ -85,7 +79,7 @@ from ._system import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import asyncio as asyncio
-    from ._holders import Holder, holders
+    from ._diagnosis.holders import Holder, holders
     from ._options import Options
 
 __all__ = [
@@ -160,5 +154,5 @@ def __getattr__(name: str) -> object:
     if name == "asyncio":
         return _load("harken.asyncio")
     if name in ("Holder", "holders"):
-        return getattr(_load("harken._holders"), name)
+        return getattr(_load("harken._diagnosis.holders"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

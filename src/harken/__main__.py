@@ -141,11 +141,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from . import _serve
+    from ._cli import serve
 
     try:
         with warnings.catch_warnings(record=True, action="always") as told:
-            listeners = _serve.open_listeners(options.binds, options.backlog)
+            listeners = serve.open_listeners(options.binds, options.backlog)
     except ValueError as error:
         print(f"harken: {error}", file=sys.stderr)
         return 2
@@ -154,22 +154,22 @@ def _serve(options: argparse.Namespace) -> int:
         return 1
     for warning in told:
         print(f"harken: {warning.message}", file=sys.stderr)
-    report = _serve.Report(sys.stdout, as_json=options.json, every=options.every)
+    report = serve.Report(sys.stdout, as_json=options.json, every=options.every)
     with listeners:
-        _serve.run(listeners, report, options.seconds)
+        serve.run(listeners, report, options.seconds)
     return 0
 
 
 def _who(options: argparse.Namespace) -> int:
-    from . import _who
+    from ._cli import who
 
-    return _who.run(options.binds, options.json, _out())
+    return who.run(options.binds, options.json, _out())
 
 
 def _check(options: argparse.Namespace) -> int:
-    from . import _check
+    from ._cli import check
 
-    return _check.run(options.binds, options.json, _out())
+    return check.run(options.binds, options.json, _out())
 
 
 def _seconds(text: str) -> float:

@@ -330,7 +330,7 @@ def _explained(bind: str | int, error: ValueError) -> ValueError:
     if not isinstance(bind, str):
         return error
     try:
-        told = load("harken._mistakes").meant(bind[:])
+        told = load("harken._diagnosis.mistakes").meant(bind[:])
     except Exception:  # what explains an error must not become the error
         return error
     return ValueError(f"bind {_short(bind[:], 200)!r}: {told}") if told else error
@@ -338,7 +338,7 @@ def _explained(bind: str | int, error: ValueError) -> ValueError:
 
 def _instead(bind: object) -> str:
     try:
-        return str(load("harken._mistakes").instead(bind))
+        return str(load("harken._diagnosis.mistakes").instead(bind))
     except Exception:
         return ""
 

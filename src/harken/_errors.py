@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from functools import cached_property
     from typing import Any
 
-    from . import _holders, _types
-    from ._holders import Finding
+    from . import _types
+    from ._diagnosis import holders as _holders
+    from ._diagnosis.holders import Finding
     from ._types import Address
 else:
-    _holders, _types = Later("harken._holders"), Later("harken._types")
+    _holders, _types = Later("harken._diagnosis.holders"), Later("harken._types")
 
     class cached_property:  # noqa: N801
         """functools.cached_property, without the import of functools."""
@@ -73,7 +74,7 @@ class ListenError(OSError):
     def hint(self) -> str:
         """What to do about it, in one line; empty where nothing is known that the system's text does not say."""
         try:
-            from ._hints import hint_for
+            from ._diagnosis.hints import hint_for
 
             return hint_for(self)
         except Exception:  # what explains an error must not become the error
@@ -105,7 +106,7 @@ class AddressInUseError(ListenError):
     _takes_both = False
     """Was it an IPv6 socket that takes IPv4 too?"""
     _own: tuple[tuple[str, tuple[str, int] | tuple[str, int, int, int] | str, str, bool, bool], ...] = ()
-    """What else the call had opened, which is closed by the time that the error is read: `harken._holders.Own`."""
+    """What else the call had opened, which is closed by the time that the error is read: `_diagnosis.holders.Own`."""
 
     @property
     def holders(self) -> list[_holders.Holder]:
@@ -133,7 +134,7 @@ class AddressInUseError(ListenError):
     @cached_property
     def _finding(self) -> Finding | _Unknown:
         try:
-            from ._holders import Finding, Own, explain, twin
+            from ._diagnosis.holders import Finding, Own, explain, twin
         except Exception:  # as for the hint
             return _Unknown()
         own = [Own(*one) for one in self._own]
@@ -149,7 +150,7 @@ class AddressInUseError(ListenError):
             pass
         if found.cause == "unknown" and not isinstance(self.address, str):
             try:
-                from ._hints import excluded_range
+                from ._diagnosis.hints import excluded_range
             except Exception:
                 return found
             if excluded_range(*self.address[:2]):

@@ -216,7 +216,7 @@ class IncompleteListeners(Listeners):
     def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
         if not self._explained:  # when it is asked for: whoever does not ask need not wait
             try:
-                why_left_out = load("harken._hints").why_left_out
+                why_left_out = load("harken._diagnosis.hints").why_left_out
             except OSError:
                 return self._left_out  # without the reasons
             self._left_out = [(address, why_left_out(address, error)) for address, error in self._left_out]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PARTS = (
-    "_foresee", "_handover", "_hints", "_holders", "_in_force", "_inherit", "_mistakes", "_netlink", "_options",
-    "_paths", "_plan", "_stats", "_types", "_unix",
+    "_diagnosis.foresee", "_diagnosis.hints", "_diagnosis.holders", "_diagnosis.mistakes", "_diagnosis.netlink",
+    "_handover", "_in_force", "_inherit", "_options", "_paths", "_plan", "_stats", "_types", "_unix",
 )  # fmt: skip
 """The modules of this package that `preload` imports; the rest are commands, asyncio's, or there already."""
 
@@ -116,4 +116,4 @@ def preload() -> None:
     for encoding in {"utf-8", "ascii", "latin-1", "unicode_escape", locale.getpreferredencoding(False)}:
         codecs.lookup(encoding)
     if "harken.asyncio" in modules:
-        load("harken._transport")
+        load("harken.asyncio._transports")

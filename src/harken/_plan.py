@@ -92,7 +92,7 @@ class Plan:
         """Is the group on this address one that this process has? With an address that only overlaps it may be in
         another one."""
         try:
-            holders = load("harken._holders").holders
+            holders = load("harken._diagnosis.holders").holders
             found = [holder for holder in holders(address) if holder.address[:2] == address[:2]]
             return os.getpid() in {holder.pid for holder in found if not states or holder.state in states}
         except (OSError, ValueError):

@@ -152,7 +152,7 @@ _LISTEN = 10
 def _unix_queue(handle: int) -> tuple[int | None, int | None]:
     """From the kernel, about the socket with this inode. It is asked for no other, however many there are."""
     try:
-        struct, netlink = load("struct"), load("harken._netlink")
+        struct, netlink = load("struct"), load("harken._diagnosis.netlink")
         inode = os.fstat(handle).st_ino & 0xFFFFFFFF
         request = struct.pack("=BBxxIIIII", AF_UNIX, 0, 1 << _LISTEN, inode, _SHOW_QUEUE, 0xFFFFFFFF, 0xFFFFFFFF)
         body = netlink.ask(netlink.SOCK_DIAG, netlink.DIAG_BY_FAMILY, request)

@@ -17,15 +17,15 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import _netlink
-from ._bind import Bind, scoped, takes_scope
-from ._errors import AddressInUseError, ListenError, shown
-from ._resolve import scope_name
-from ._system import OPTIONS
+from .._bind import Bind, scoped, takes_scope
+from .._errors import AddressInUseError, ListenError, shown
+from .._resolve import scope_name
+from .._system import OPTIONS
+from . import netlink
 
 if TYPE_CHECKING:
-    from ._holders import Holder
-    from ._types import Address
+    from .._types import Address
+    from .holders import Holder
 
 
 def hint_for(error: ListenError) -> str:
@@ -143,7 +143,7 @@ def _nobody_seen(address: Address | str) -> str:
     if isinstance(address, str):
         if address.startswith("\0") or not os.path.exists(address):
             return "nobody is seen to have it now: try again"
-        from ._unix import is_live, socket_at
+        from .._unix import is_live, socket_at
 
         try:
             socket_at(address, address)
@@ -152,7 +152,7 @@ def _nobody_seen(address: Address | str) -> str:
         if is_live(address):
             return "a process that is not seen from here has it, as in another container: end it or choose another path"
         return f"nobody has it: a server that ended has left the file behind; remove it ({_remove(address)})"
-    from ._holders import holders
+    from .holders import holders
 
     try:
         holders(address)
@@ -343,7 +343,7 @@ def _forbidden_path(error: ListenError, path: str) -> str:
 
 def _forbidden_socket(path: str) -> str:
     """A socket that this user may not write to, so that whoever has it cannot be asked."""
-    from ._holders import holders
+    from .holders import holders
 
     owner = _owner(path)
     try:
@@ -470,8 +470,8 @@ def _flags_of_addresses() -> list[tuple[bytes, int, int]]:
     """IPv6 addresses with their interfaces and flags; none where the system does not tell."""
     found = []
     with contextlib.suppress(OSError, struct.error):
-        for body in _netlink.dump(_netlink.ROUTE, 22, bytes([socket.AF_INET6, *bytes(7)])):  # RTM_GETADDR
-            told = _netlink.attributes(body[8:])
+        for body in netlink.dump(netlink.ROUTE, 22, bytes([socket.AF_INET6, *bytes(7)])):  # RTM_GETADDR
+            told = netlink.attributes(body[8:])
             (flags,) = struct.unpack("=I", told[8]) if len(told.get(8, b"")) == 4 else body[2:3]  # IFA_FLAGS
             found.append((told.get(2) or told.get(1) or b"", *struct.unpack_from("=I", body, 4), flags))
         return found
@@ -587,8 +587,8 @@ def _here() -> list[tuple[str, int]]:
     """The addresses of this machine, each with the number of its interface, or 0 where that is not told."""
     found = []
     with contextlib.suppress(OSError, struct.error):
-        for body in _netlink.dump(_netlink.ROUTE, 22, bytes(8)):  # RTM_GETADDR
-            told = _netlink.attributes(body[8:])
+        for body in netlink.dump(netlink.ROUTE, 22, bytes(8)):  # RTM_GETADDR
+            told = netlink.attributes(body[8:])
             packed = told.get(2) or told.get(1) or b""  # IFA_LOCAL, which differs on point-to-point links; IFA_ADDRESS
             family = {4: socket.AF_INET, 16: socket.AF_INET6}.get(len(packed))
             if family is not None:

@@ -15,11 +15,11 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._bind import Bind, looked_up
-from ._errors import failure
-from ._resolve import normal_host
-from ._socket import Socket
-from ._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
+from .._bind import Bind, looked_up
+from .._errors import failure
+from .._resolve import normal_host
+from .._socket import Socket
+from .._system import AF_INET, AF_INET6, AF_UNIX, AF_UNSPEC, AI_PASSIVE, SOCK_STREAM
 
 if TYPE_CHECKING:
     _Addresses = tuple[tuple[str, int] | tuple[str, int, int, int], ...]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
-from ._errors import AddressInUseError, ListenError
-from ._system import AF_UNIX
+from .._errors import AddressInUseError, ListenError
+from .._system import AF_UNIX
 
 T = TypeVar("T")
 
@@ -146,3 +146,12 @@ def close_all(sockets: Iterable[Closable], lock: threading.Lock, then: Callable[
             return True
     work()
     return False
+
+
+async def with_explanation(work: Coroutine[Any, Any, T]) -> T:
+    """What an error is going to say is found out before it is raised, and not on the loop's thread."""
+    try:
+        return await work
+    except ListenError as error:
+        await explained(error)
+        raise

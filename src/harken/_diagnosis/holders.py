@@ -18,15 +18,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from . import _netlink
-from ._bind import Bind
-from ._paths import Descriptor
-from ._resolve import addresses_of, getaddrinfo
-from ._system import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
-from ._types import Address
+from .._bind import Bind
+from .._paths import Descriptor
+from .._resolve import addresses_of, getaddrinfo
+from .._system import AF_UNSPEC, AI_PASSIVE, IPPROTO_TCP, SOCK_STREAM
+from .._types import Address
+from . import netlink
 
 if TYPE_CHECKING:
-    from ._resolve import AddrInfo
+    from .._resolve import AddrInfo
 
 NOT_FOR_US = (
     "who has an address cannot be told here: the kernel's tables (netlink, /proc/net) are kept from this process"
@@ -329,7 +329,7 @@ def by_sock_diag(ports: range) -> list[Held]:
     one = struct.pack("!H", ports[0] if len(ports) == 1 else 0)  # the kernel leaves out others; 0: it leaves out none
     for family in (socket.AF_INET, socket.AF_INET6):
         request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + one + bytes(46)
-        for body in _netlink.dump(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request):
+        for body in netlink.dump(netlink.SOCK_DIAG, netlink.DIAG_BY_FAMILY, request):
             state, port = body[1], struct.unpack_from("!H", body, 4)[0]
             if port not in ports:
                 continue
@@ -342,7 +342,7 @@ def by_sock_diag(ports: range) -> list[Held]:
             else:
                 scope = device if _is_link_local(body[8:24]) else 0
                 address = (socket.inet_ntop(family, body[8:24]), port, 0, scope)
-                both = _netlink.attributes(body[72:]).get(_DIAG_V6ONLY, b"\0") == b"\0"
+                both = netlink.attributes(body[72:]).get(_DIAG_V6ONLY, b"\0") == b"\0"
             # What no process has, as in TIME_WAIT, has user 0 here, which would be root.
             uid = uid if inode else None
             found.append(Held(address, _STATES.get(state, "unknown"), inode, uid, None, both, device))
@@ -423,8 +423,8 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
     request = struct.pack("=BBxxIIIII", family, 0, 0xFFFFFFFF, 0, _UNIX_SHOW, 0, 0)
     found: list[Held] = []
     perhaps: list[tuple[Held, str]] = []
-    for body in _netlink.dump(_netlink.SOCK_DIAG, _netlink.DIAG_BY_FAMILY, request):
-        told = _netlink.attributes(body[16:])
+    for body in netlink.dump(netlink.SOCK_DIAG, netlink.DIAG_BY_FAMILY, request):
+        told = netlink.attributes(body[16:])
         name = os.fsdecode(told.get(_UNIX_NAME, b""))
         name = name if name.startswith("\0") else name.rstrip("\0")
         sure: bool | None = name == path
@@ -499,7 +499,7 @@ class Place:
                         break
         if sure or not alone or len(perhaps) > 1:
             return sure  # rather nobody than somebody else
-        from ._unix import is_live
+        from .._unix import is_live
 
         return [perhaps[0][0]] if is_live(path) else []
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from ._hints import place, printable
-from ._holders import Holder, holders
-from ._table import print_table
+from .._diagnosis.hints import place, printable
+from .._diagnosis.holders import Holder, holders
+from .table import print_table
 
 LIVING = ("listening", "bound", "established")  # other states outlast the process
 HEADINGS = ("PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND")

@@ -1,4 +1,4 @@
-"""``python -m harken check``: what `harken.listen` would do with some binds, and why; see `harken._foresee`."""
+"""``python -m harken check``: what `harken.listen` would do with some binds, and why: `_diagnosis.foresee`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from ._errors import shown
-from ._foresee import GOOD, UNKNOWN, Foreseen, foresee
-from ._hints import printable
-from ._holders import Holder
-from ._listener import url_of
-from ._table import print_table_with_lines
+from .._diagnosis.foresee import GOOD, UNKNOWN, Foreseen, foresee
+from .._diagnosis.hints import printable
+from .._diagnosis.holders import Holder
+from .._errors import shown
+from .._listener import url_of
+from .table import print_table_with_lines
 
 HEADINGS = ("VERDICT", "ADDRESS", "BIND", "BACKLOG", "CAUSE", "HELD BY")
 

@@ -17,13 +17,13 @@ from asyncio.selector_events import BaseSelectorEventLoop
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from ._socket import empty, lend, move, numbers_of
+from .._socket import empty, lend, move, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from ._socket import Socket
-    from .asyncio import Server
+    from .._socket import Socket
+    from ._server import Server
 
 
 def way(loop: asyncio.AbstractEventLoop) -> Callable[[Server, Socket], None]:

@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from . import _bind
-from ._resolve import normal_host
+from .. import _bind
+from .._resolve import normal_host
 
 _SHORT = 300  # what people write by hand or paste; the rules below need not be fast
 

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
-from ._errors import ListenError, shown
-from ._listen import listen
-from ._listener import Listener, Listeners
-from ._socket import Socket
-from ._stats import queue
+from .._errors import ListenError, shown
+from .._listen import listen
+from .._listener import Listener, Listeners
+from .._socket import Socket
+from .._stats import queue
 
 DEFAULT_BINDS = ("127.0.0.1:27015", "[::1]:27015")
 PAUSE = 0.1  # seconds, when accept() fails because something has run out

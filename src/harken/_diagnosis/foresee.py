@@ -24,25 +24,26 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from . import _holders, _inherit, _unix
-from ._bind import Bind
-from ._collision import interface_of, of_call
-from ._errors import AddressInUseError, ListenError, failure
-from ._hints import outgoing_ports, reserving, setting
-from ._holders import Own, twin
-from ._listen import try_out
-from ._options import for_binds
-from ._paths import Descriptor
-from ._plan import Plan
-from ._socket import Socket, describe, queue_of
-from ._system import AF_INET, AF_INET6, AF_UNIX, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SOCK_STREAM
+from .. import _inherit, _unix
+from .._bind import Bind
+from .._collision import interface_of, of_call
+from .._errors import AddressInUseError, ListenError, failure
+from .._listen import try_out
+from .._options import for_binds
+from .._paths import Descriptor
+from .._plan import Plan
+from .._socket import Socket, describe, queue_of
+from .._system import AF_INET, AF_INET6, AF_UNIX, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SOCK_STREAM
+from . import holders
+from .hints import outgoing_ports, reserving, setting
+from .holders import Own, twin
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._holders import Holder
-    from ._listener import Listener
-    from ._types import Address
+    from .._listener import Listener
+    from .._types import Address
+    from .holders import Holder
 
 GOOD = ("free", "left behind", "passed on", "left out")
 """Verdicts that are in nobody's way: it would be opened; a path is there whose server has gone, and would be replaced;
@@ -307,12 +308,12 @@ class Trial:
                 return self._in_use(bind, plan, fact.address, error, [opened.own._replace(stands=True)])
         inode, port = os.fstat(fd).st_ino, int(fact.address[1])
         try:
-            table = [held for held in _holders._on_ports(range(port, port + 1)) if held.inode != inode]
+            table = [held for held in holders._on_ports(range(port, port + 1)) if held.inode != inode]
         except OSError:
             return None
         for held in table:
-            address, device = fact.address, _holders._index(fact.interface)
-            relation = _holders._relation(_holders._packed(address[0]), address, held, device)
+            address, device = fact.address, holders._index(fact.interface)
+            relation = holders._relation(holders._packed(address[0]), address, held, device)
             if held.state == "listening" and relation and (relation != "ours" or fact.takes_both):
                 return self._in_use(bind, plan, address, error, ())
         return None
