@@ -33,7 +33,7 @@ from children import (
     run,
     running,
 )
-from harken import _options
+from harken import _system
 from harken.__main__ import main
 from harken._diagnosis import foresee as _foresee
 from harken._diagnosis import holders as _holders
@@ -355,7 +355,7 @@ def test_an_owner_that_nobody_is_is_told() -> None:
 
 
 def test_an_option_that_this_system_lacks_is_told_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_options.OPTIONS, "ttl")
+    monkeypatch.delitem(_system.OPTIONS, "ttl")
     lacking, fine = _foresee.foresee(["127.0.0.1:0?ttl=3", "127.0.0.1:0"])
     assert (lacking.verdict, fine.verdict) == ("not supported", "free")
     with pytest.raises(harken.ListenError) as caught:

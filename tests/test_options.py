@@ -5,9 +5,10 @@ The numbers of the options stand here once more, so that a wrong one in platform
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import errno
+import importlib.machinery
+import importlib.util
 import inspect
 import io
 import os
@@ -25,7 +26,10 @@ from wire import clients, fill, python
 
 import children
 import harken
-from harken import Options, _options, _plan
+import harken.asyncio
+from harken import Options, _option_table
+from harken._option_kinds import Whole
+from harken._option_table import ANY_TCP, INHERITED, NOT_HERE, PATH, TABLE
 from harken._system import OPTIONS, SYSTEM
 from machine import (
     HAS_IPV6,
@@ -274,7 +278,7 @@ def test_the_table_knows_what_connections_inherit(name: str, host: str) -> None:
 def test_what_connections_do_not_inherit_and_need_is_set_at_accept() -> None:
     given = {name for name, (_, _, inherits) in OPTIONS.items() if not inherits}
     assert given == {"priority", "defer_accept", "fastopen", "incoming_cpu"}  # all but one are the listener's alone
-    assert given & set(_plan._OF_CONNECTIONS) == {"priority"}
+    assert given & {one.name for one in _option_table.for_connections()} == {"priority"}
 
 
 @pytest.mark.parametrize("host", LOOPBACKS)
@@ -349,7 +353,7 @@ def test_every_option_of_unix_sockets_is_taken_on_an_abstract_name(name: str) ->
 
 
 def test_the_options_of_unix_sockets_are_these() -> None:
-    assert set(OF_PATHS) == _options._OF_UNIX
+    assert set(OF_PATHS) == {name for name, one in TABLE.items() if PATH in one.binds}
 
 
 def test_an_abstract_name_cannot_be_taken_over() -> None:
@@ -634,7 +638,7 @@ def test_exclusive_is_how_it_always_is_or_a_choice() -> None:
         with pytest.raises(harken.AddressInUseError):
             harken.listen(listener.url, exclusive=True)
     if LINUX:
-        with pytest.raises(io.UnsupportedOperation, match="exclusive cannot be had on Linux"):
+        with pytest.raises(io.UnsupportedOperation, match="exclusive is not available on Linux"):
             harken.listen("127.0.0.1:0", exclusive=False)
     else:
         with harken.listen("127.0.0.1:0", exclusive=False) as (listener,):
@@ -726,7 +730,7 @@ def test_configure_must_leave_the_socket_open(end: str) -> None:
 @pytest.mark.skipif(not HAS_UNIX or WINDOWS, reason="Python has no AF_UNIX here")
 @pytest.mark.parametrize("binds", [("fd://0",), ("fd://0", "systemd:web")])
 def test_configure_is_not_for_what_is_bound_already(binds: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="configure has no meaning for a socket that is there already"):
+    with pytest.raises(ValueError, match="configure does not apply to an inherited socket"):
         harken.listen(*binds, configure=print)
 
 
@@ -735,7 +739,7 @@ def test_configure_is_not_for_what_is_bound_already(binds: tuple[str, ...]) -> N
 
 @posix_only
 def test_a_socket_that_is_there_already_is_given_them() -> None:
-    names = [name for name in HERE if name not in PRIVILEGED | set(_options._AT_BIRTH)]
+    names = [name for name in HERE if name not in PRIVILEGED and INHERITED in TABLE[name].binds]
     for state in ("bound", "listening"):
         made = socket.socket()
         made.bind(("127.0.0.1", 0))
@@ -795,88 +799,113 @@ def test_when_the_second_of_systemds_fails_both_stay_open() -> None:
 
 REFUSED: list[tuple[list[str], dict[str, Any], type[Exception], str]] = [
     # contradictions
-    (["127.0.0.1:0"], {"mode": 0o660}, ValueError, "127.0.0.1:0: mode has no meaning for TCP"),
-    (["127.0.0.1:0"], {"owner": "www"}, ValueError, "owner has no meaning for TCP"),
-    ([":8000-8010"], {"group": 0}, ValueError, "group has no meaning for TCP"),
-    (["127.0.0.1:0"], {"ipv6_only": True}, ValueError, "127.0.0.1:0: ipv6_only has no meaning for IPv4"),
-    (["tcp4://:0"], {"ipv6_only": False}, ValueError, "ipv6_only has no meaning for IPv4"),
-    (["unix:/x"], {"ipv6_only": True}, ValueError, "ipv6_only has no meaning for a unix socket"),
-    (["unix:/x"], {"reuse_port": True}, ValueError, "reuse_port has no meaning for a unix socket"),
-    (["unix:/x"], {"nodelay": True}, ValueError, "nodelay has no meaning for a unix socket"),
-    (["unix:@x"], {"mode": 0o600}, ValueError, "mode has no meaning for an abstract name"),
-    (["vsock://*:0"], {"nodelay": True}, ValueError, "nodelay has no meaning for a vsock"),
-    (["vsock://*:0"], {"reuse_port": True}, ValueError, "reuse_port has no meaning for a vsock"),
-    (["fd://3"], {"reuse_port": True}, ValueError, "reuse_port has no meaning for a socket that is there already"),
-    (["systemd:web"], {"freebind": True}, ValueError, "freebind has no meaning for a socket that is there already"),
-    (["fd://3"], {"configure": len}, ValueError, "configure has no meaning for a socket that is there already"),
-    (["127.0.0.1:0"], {"keepalive": False, "keepalive_idle": 5}, ValueError, "keepalive is off, and keepalive_idle is"),
-    ([":0"], {"keepalive": False, "keepalive_count": 5}, ValueError, "keepalive is off, and keepalive_count is set"),
-    ([":0?keepalive=0"], {"keepalive_interval": 5}, ValueError, ":0?keepalive=0: keepalive is off, and keepalive_int"),
-    ([":0"], {"exclusive": True, "reuse_port": True}, ValueError, "reuse_port is to share the port, exclusive not to"),
-    ([":0"], {"exclusive": True, "reuse_port": "join"}, ValueError, "reuse_port is to share the port, exclusive not"),
-    ([":0?reuse_port=1"], {"exclusive": True}, ValueError, "reuse_port is to share the port, exclusive not to"),
+    (["127.0.0.1:0"], {"mode": 0o660}, ValueError, "127.0.0.1:0: mode does not apply to TCP"),
+    (["127.0.0.1:0"], {"owner": "www"}, ValueError, "owner does not apply to TCP"),
+    ([":8000-8010"], {"group": 0}, ValueError, "group does not apply to TCP"),
+    (["127.0.0.1:0"], {"ipv6_only": True}, ValueError, "127.0.0.1:0: ipv6_only does not apply to IPv4"),
+    (["tcp4://:0"], {"ipv6_only": False}, ValueError, "ipv6_only does not apply to IPv4"),
+    (["unix:/x"], {"ipv6_only": True}, ValueError, "ipv6_only does not apply to a unix socket"),
+    (["unix:/x"], {"reuse_port": True}, ValueError, "reuse_port does not apply to a unix socket"),
+    (["unix:/x"], {"nodelay": True}, ValueError, "nodelay does not apply to a unix socket"),
+    (["unix:@x"], {"mode": 0o600}, ValueError, "mode does not apply to an abstract unix socket"),
+    (["vsock://*:0"], {"nodelay": True}, ValueError, "nodelay does not apply to a vsock"),
+    (["vsock://*:0"], {"reuse_port": True}, ValueError, "reuse_port does not apply to a vsock"),
+    (["fd://3"], {"reuse_port": True}, ValueError, "reuse_port does not apply to an inherited socket"),
+    (["systemd:web"], {"freebind": True}, ValueError, "freebind does not apply to an inherited socket"),
+    (["fd://3"], {"configure": len}, ValueError, "configure does not apply to an inherited socket"),
+    (
+        ["127.0.0.1:0"],
+        {"keepalive": False, "keepalive_idle": 5},
+        ValueError,
+        "keepalive_idle needs keepalive, which is off",
+    ),
+    ([":0"], {"keepalive": False, "keepalive_count": 5}, ValueError, "keepalive_count needs keepalive, which is off"),
+    (
+        [":0?keepalive=0"],
+        {"keepalive_interval": 5},
+        ValueError,
+        ":0?keepalive=0: keepalive_interval needs keepalive, wh",
+    ),
+    (
+        [":0"],
+        {"exclusive": True, "reuse_port": True},
+        ValueError,
+        "reuse_port shares the port, and exclusive forbids that",
+    ),
+    (
+        [":0"],
+        {"exclusive": True, "reuse_port": "join"},
+        ValueError,
+        "reuse_port shares the port, and exclusive forbids that",
+    ),
+    ([":0?reuse_port=1"], {"exclusive": True}, ValueError, "reuse_port shares the port, and exclusive forbids that"),
     # unknown
     ([":0"], {"backlogg": 5}, TypeError, "unexpected keyword argument 'backlogg'; did you mean 'backlog'?"),
     ([":0"], {"reuseport": True}, TypeError, "unexpected keyword argument 'reuseport'; did you mean 'reuse_port'?"),
     ([":0"], {"colour": 1}, TypeError, "unexpected keyword argument 'colour'"),
     # of the wrong type
-    ([":0"], {"nodelay": "yes"}, TypeError, "nodelay is True or False, and not str"),
-    ([":0"], {"nodelay": 2}, TypeError, "nodelay is True or False, and not int"),
-    ([":0"], {"reuse_port": "yes"}, TypeError, "reuse_port is True or False, and not str"),
-    ([":0"], {"ttl": "5"}, TypeError, "ttl is an int from 1 to 255, and not str"),
-    ([":0"], {"ttl": 5.0}, TypeError, "ttl is an int from 1 to 255, and not float"),
-    ([":0"], {"ttl": True}, TypeError, "ttl is an int from 1 to 255, and not bool"),
+    ([":0"], {"nodelay": "yes"}, TypeError, "nodelay must be True or False, not str"),
+    ([":0"], {"nodelay": 2}, TypeError, "nodelay must be True or False, not int"),
+    ([":0"], {"reuse_port": "yes"}, TypeError, "reuse_port must be True or False, not str"),
+    ([":0"], {"ttl": "5"}, TypeError, "ttl must be an int from 1 to 255, not str"),
+    ([":0"], {"ttl": 5.0}, TypeError, "ttl must be an int from 1 to 255, not float"),
+    ([":0"], {"ttl": True}, TypeError, "ttl must be an int from 1 to 255, not bool"),
     ([":0"], {"backlog": "5"}, TypeError, "backlog must be an int or None, not str"),
-    ([":0"], {"interface": b"lo"}, TypeError, "interface is a str, and not bytes"),
-    ([":0"], {"configure": 5}, TypeError, "configure is a function of a socket and an address, and not int"),
-    (["unix:/x"], {"owner": 1.5}, TypeError, "owner is a name or a number, and not float"),
-    (["unix:/x"], {"mode": "0660"}, TypeError, "mode is an int, as 0o660, and not str"),
+    ([":0"], {"interface": b"lo"}, TypeError, "interface must be a str, not bytes"),
+    ([":0"], {"configure": 5}, TypeError, "configure must be a function of a socket and an address, not int"),
+    (["unix:/x"], {"owner": 1.5}, TypeError, "owner must be a name or a number, not float"),
+    (["unix:/x"], {"mode": "0660"}, TypeError, "mode must be an int, as 0o660, not str"),
     # out of range
     ([":0"], {"backlog": -1}, ValueError, "backlog must not be negative: -1"),
-    ([":0"], {"ttl": 0}, ValueError, "ttl is from 1 to 255, and not 0"),
-    ([":0"], {"ttl": 256}, ValueError, "ttl is from 1 to 255, and not 256"),
-    ([":0"], {"ttl": 10**400}, ValueError, "ttl is from 1 to 255, and not a number of 1329 bits"),
-    ([":0"], {"tos": -1}, ValueError, "tos is from 0 to 255, and not -1"),
-    ([":0"], {"mss": 87}, ValueError, "mss is from 88 to 32767, and not 87"),
-    ([":0"], {"mark": 2**32}, ValueError, "mark is from 0 to 4294967295, and not 4294967296"),
-    ([":0"], {"rcvbuf": 0}, ValueError, "rcvbuf is from 1 to 2147483647, and not 0"),
-    ([":0"], {"keepalive_idle": 0}, ValueError, "keepalive_idle is from 1 to 32767, and not 0"),
-    ([":0"], {"keepalive_count": 128}, ValueError, "keepalive_count is from 1 to 127, and not 128"),
-    ([":0"], {"interface": ""}, ValueError, "interface is a name of 1 to 15 characters, and not ''"),
-    ([":0"], {"interface": "a" * 16}, ValueError, "interface is a name of 1 to 15 characters"),
-    ([":0"], {"interface": "a/b"}, ValueError, "interface is a name of 1 to 15 characters, and not 'a/b'"),
-    ([":0"], {"congestion": "réno"}, ValueError, "congestion is a name of 1 to 15 characters"),
-    (["unix:/x"], {"mode": 660}, ValueError, "and not 0o1224 (660); did you mean 0o660?"),
-    (["unix:/x"], {"mode": 0o1000}, ValueError, "mode is from 0o0 to 0o777, written in octal, and not 0o1000 (512)"),
-    (["unix:/x"], {"owner": -1}, ValueError, "owner is a name or a number from 0 on, and not -1"),
+    ([":0"], {"ttl": 0}, ValueError, "ttl must be from 1 to 255, not 0"),
+    ([":0"], {"ttl": 256}, ValueError, "ttl must be from 1 to 255, not 256"),
+    ([":0"], {"ttl": 10**400}, ValueError, "ttl must be from 1 to 255, not a number of 1329 bits"),
+    ([":0"], {"tos": -1}, ValueError, "tos must be from 0 to 255, not -1"),
+    ([":0"], {"mss": 87}, ValueError, "mss must be from 88 to 32767, not 87"),
+    ([":0"], {"mark": 2**32}, ValueError, "mark must be from 0 to 4294967295, not 4294967296"),
+    ([":0"], {"rcvbuf": 0}, ValueError, "rcvbuf must be from 1 to 2147483647, not 0"),
+    ([":0"], {"keepalive_idle": 0}, ValueError, "keepalive_idle must be from 1 to 32767, not 0"),
+    ([":0"], {"keepalive_count": 128}, ValueError, "keepalive_count must be from 1 to 127, not 128"),
+    ([":0"], {"interface": ""}, ValueError, "interface must be a name of 1 to 15 characters, not ''"),
+    ([":0"], {"interface": "a" * 16}, ValueError, "interface must be a name of 1 to 15 characters"),
+    ([":0"], {"interface": "a/b"}, ValueError, "interface must be a name of 1 to 15 characters, not 'a/b'"),
+    ([":0"], {"congestion": "réno"}, ValueError, "congestion must be a name of 1 to 15 characters"),
+    (["unix:/x"], {"mode": 660}, ValueError, "not 0o1224 (660); did you mean 0o660?"),
+    (["unix:/x"], {"mode": 0o1000}, ValueError, "mode must be from 0o0 to 0o777, written in octal, not 0o1000 (512)"),
+    (["unix:/x"], {"owner": -1}, ValueError, "owner must be a name or a number from 0 on, not -1"),
     # in a bind: the character is pointed at
     ([":0?backlogg=5"], {}, ValueError, "character 4: no option is called 'backlogg'; did you mean 'backlog'?"),
     ([":0?ttl=5&reuseport=1"], {}, ValueError, "character 10: no option is called 'reuseport'; did you mean 'reuse_p"),
     ([":0?configure=x"], {}, ValueError, "character 4: no option is called 'configure'"),
-    (["127.0.0.1:0?ttl=5&mode=660"], {}, ValueError, "character 19: mode has no meaning for TCP"),
-    (["127.0.0.1:0?ipv6_only=1"], {}, ValueError, "character 13: ipv6_only has no meaning for IPv4"),
-    ([":0?ttl="], {}, ValueError, "character 4: ttl is a number, and not ''"),
-    ([":0?ttl=0x10"], {}, ValueError, "character 4: ttl is a number, and not '0x10'"),
-    ([":0?ttl=-1"], {}, ValueError, "character 4: ttl is a number, and not '-1'"),
-    ([":0?ttl=²"], {}, ValueError, "character 4: ttl is a number"),
-    ([":0?ttl=256"], {}, ValueError, "character 4: ttl is from 1 to 255, and not 256"),
-    ([f":0?ttl={'9' * 5000}"], {}, ValueError, "character 4: ttl is a number"),
-    ([":0?nodelay="], {}, ValueError, "character 4: nodelay is 1 or 0, and not ''"),
-    ([":0?nodelay=2"], {}, ValueError, "character 4: nodelay is 1 or 0, and not '2'"),
-    ([":0?reuse_port=both"], {}, ValueError, "character 4: reuse_port is 1 or 0, or join, and not 'both'"),
-    ([":0?interface="], {}, ValueError, "character 4: interface is a name of 1 to 15 characters, and not ''"),
-    ([":0?interface=a%00b"], {}, ValueError, "character 4: interface is a name of 1 to 15 characters"),
-    (["unix:/x?mode=8"], {}, ValueError, "character 9: mode is written in octal, as in mode=0660, and not '8'"),
+    (["127.0.0.1:0?ttl=5&mode=660"], {}, ValueError, "character 19: mode does not apply to TCP"),
+    (["127.0.0.1:0?ipv6_only=1"], {}, ValueError, "character 13: ipv6_only does not apply to IPv4"),
+    ([":0?ttl="], {}, ValueError, "character 4: ttl must be a number, not ''"),
+    ([":0?ttl=0x10"], {}, ValueError, "character 4: ttl must be a number, not '0x10'"),
+    ([":0?ttl=-1"], {}, ValueError, "character 4: ttl must be a number, not '-1'"),
+    ([":0?ttl=²"], {}, ValueError, "character 4: ttl must be a number"),
+    ([":0?ttl=256"], {}, ValueError, "character 4: ttl must be from 1 to 255, not 256"),
+    ([f":0?ttl={'9' * 5000}"], {}, ValueError, "character 4: ttl must be a number"),
+    ([":0?nodelay="], {}, ValueError, "character 4: nodelay must be 1 or 0, not ''"),
+    ([":0?nodelay=2"], {}, ValueError, "character 4: nodelay must be 1 or 0, not '2'"),
+    ([":0?reuse_port=both"], {}, ValueError, "character 4: reuse_port must be 1 or 0, or join, not 'both'"),
+    ([":0?interface="], {}, ValueError, "character 4: interface must be a name of 1 to 15 characters, not ''"),
+    ([":0?interface=a%00b"], {}, ValueError, "character 4: interface must be a name of 1 to 15 characters"),
+    (["unix:/x?mode=8"], {}, ValueError, "character 9: mode is written in octal, as in mode=0660, not '8'"),
     (
         ["unix:/x?mode=1777"],
         {},
         ValueError,
-        "character 9: mode is from 0o0 to 0o777, written in octal",
+        "character 9: mode must be from 0o0 to 0o777, written in octal",
     ),
-    (["unix:/x?owner="], {}, ValueError, "character 9: owner is a name of 1 to 255 characters or a number, and not ''"),
-    ([":0?keepalive=0&keepalive_idle=5"], {}, ValueError, "character 16: keepalive is off, and keepalive_idle is set"),
-    (["fd://3?reuse_port=1"], {}, ValueError, "character 8: reuse_port has no meaning for a socket that is there"),
-    (["vsock://*:0?ttl=5"], {}, ValueError, "character 13: ttl has no meaning for a vsock"),
+    (
+        ["unix:/x?owner="],
+        {},
+        ValueError,
+        "character 9: owner must be a name of 1 to 255 characters or a number, not ''",
+    ),
+    ([":0?keepalive=0&keepalive_idle=5"], {}, ValueError, "character 16: keepalive_idle needs keepalive, which is off"),
+    (["fd://3?reuse_port=1"], {}, ValueError, "character 8: reuse_port does not apply to an inherited socket"),
+    (["vsock://*:0?ttl=5"], {}, ValueError, "character 13: ttl does not apply to a vsock"),
 ]
 
 
@@ -898,7 +927,7 @@ def test_no_socket_is_made_for_what_is_refused(poison: Poison) -> None:
     for binds, options, _, told in REFUSED:
         if "configure" not in options:
             cases.append((binds, options))
-            if not options or "no meaning" not in told:  # a keyword may have one for those in front
+            if not options or "does not apply" not in told:  # a keyword may have one for those in front
                 cases.append((before + binds, options))
     report = poison.run(
         f"""
@@ -993,7 +1022,7 @@ def test_what_the_system_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
     assert isinstance(error, ValueError)
     assert isinstance(error, io.UnsupportedOperation)
     assert error.option == (name, value)
-    assert f"{name} cannot be had on {SYSTEM}: " in str(error)
+    assert f"{name} is not available on {SYSTEM}: " in str(error)
     assert str(error).startswith(f"setsockopt(127.0.0.1:0, {name}={value!r}): ")
     assert error.hint == ""
     copied = pickle.loads(pickle.dumps(error))
@@ -1002,8 +1031,8 @@ def test_what_the_system_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
 
 def test_a_system_without_sockets_of_both_families_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """As OpenBSD."""
-    monkeypatch.setattr(_options, "TAKES_BOTH", False)
-    with pytest.raises(io.UnsupportedOperation, match="ipv6_only cannot be had on .*: its IPv6 sockets never take"):
+    monkeypatch.setattr(_option_table, "TAKES_BOTH", False)
+    with pytest.raises(io.UnsupportedOperation, match="ipv6_only is not available on .*: IPv6 sockets never accept"):
         harken.listen(":0", ipv6_only=False)
     harken.listen(":0", ipv6_only=True).close()
 
@@ -1011,7 +1040,6 @@ def test_a_system_without_sockets_of_both_families_says_so(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["reuse_port", "freebind", "transparent"])
 def test_not_to_have_it_is_possible_everywhere(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delitem(OPTIONS, name, raising=False)
-    monkeypatch.setattr(_plan, "_BEFORE", tuple(one for one in _plan._BEFORE if one != name))
     with harken.listen("127.0.0.1:0", **{name: False}) as (listener,):
         assert listener.options == {name: False}
 
@@ -1125,7 +1153,7 @@ def test_an_option_after_listen_that_fails_undoes_all_too(poison: Poison) -> Non
     # Three for each up to bind(2), then reuse_port: the first one's, and the second's.
     report = poison.run('attempt("127.0.0.1:0", "127.0.0.2:0", ttl=9, reuse_port=True)', poison="setsockopt:8:95")
     assert report.said["text"].startswith("setsockopt(127.0.0.2:")
-    assert "reuse_port=1" in report.said["text"]
+    assert "reuse_port=True" in report.said["text"]
     assert (report.said["open"], report.calls["listen"]) == (0, 2)
 
 
@@ -1168,36 +1196,93 @@ def test_every_option_has_a_test() -> None:
         assert set(OPTIONS) == set(CASES)
 
 
-def test_everybody_has_the_same_list() -> None:
-    stub = ast.parse((Path(_options.__file__).with_name("_listen.pyi")).read_text(encoding="utf-8"))
-    told = {one.name: one.args for one in stub.body if isinstance(one, ast.FunctionDef)}
-    of_options = {one.name: str(one.type) for one in fields(Options)}
+HOME = Path(__file__).parent.parent
+PACKAGE = Path(harken.__file__).parent
+
+
+def the_writer() -> Any:
+    """``.ci/options``, which writes what follows from the table into other files."""
+    path = HOME / ".ci" / "options"
+    if not path.exists():
+        pytest.skip("the tests are not in a source tree")
+    loader = importlib.machinery.SourceFileLoader("options_writer", str(path))
+    spec = importlib.util.spec_from_loader("options_writer", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+BLOCKS = {
+    PACKAGE / "_options.py": ["fields"],
+    PACKAGE / "_listen.pyi": ["signature", "signature"],
+    PACKAGE / "asyncio" / "_start.py": ["more_options", "more_options"],
+    HOME / "ext" / "harken" / "_listen.pyx": ["c_signature", "c_signature"],
+    HOME / "docs" / "options.md": ["sets", "connections", "shortfalls", "elsewhere"],
+}
+
+
+@pytest.mark.parametrize("path", BLOCKS, ids=[path.name for path in BLOCKS])
+def test_what_follows_from_the_table_is_what_the_files_have(path: Path) -> None:
+    """If this fails, run .ci/options."""
+    writer = the_writer()
+    if not path.exists():
+        pytest.skip("the tests are not in a source tree")
+    text = path.read_text(encoding="utf-8")
+    assert [found["name"] for found in writer.BLOCK.finditer(text)] == BLOCKS[path]
+    assert writer.rewritten(text) == text
+
+
+def test_a_new_option_appears_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = the_writer()
+    new = _option_table.Option(
+        "window_clamp",
+        Whole("bytes", 0),
+        "TCP_WINDOW_CLAMP (Linux).",
+        binds=ANY_TCP,
+        sets=("TCP_WINDOW_CLAMP", *(NOT_HERE,) * 4),
+        shortfall=("never", ""),
+    )
+    before = {name: write() for name, write in writer.BLOCKS.items()}
+    monkeypatch.setitem(TABLE, new.name, new)
+    for name, write in writer.BLOCKS.items():
+        assert "window_clamp" not in before[name]
+        assert write().count("window_clamp") == 1, name
+
+
+def test_signatures_have_every_option() -> None:
     for call in (harken.listen, harken.bind):
         parameters = list(inspect.signature(call).parameters.values())
         assert [one.name for one in parameters[1:]] == NAMES
         assert all(one.kind is one.KEYWORD_ONLY and one.default is None for one in parameters[1:])
-        arguments = told[call.__name__]
-        assert {one.arg: ast.unparse(one.annotation) for one in arguments.kwonlyargs if one.annotation} == {
-            name: ast.unparse(ast.parse(text, mode="eval")) for name, text in of_options.items()
-        }
-        assert [one.arg for one in arguments.kwonlyargs] == NAMES
-    assert list(_options._CHECKS) == NAMES
+    for call in (harken.asyncio.start_server, harken.asyncio.create_server):
+        names = list(inspect.signature(call).parameters)
+        assert names[names.index("ipv6_only") :] == [*NAMES[2:], "kwds"]
+        assert {"backlog", "reuse_port"} < set(names)
+    assert list(TABLE) == NAMES
 
 
-NONE = "\N{EN DASH}"
+@linux_only
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_table_names_the_constants_that_are_set(name: str) -> None:
+    """The table and platform/options.h, written apart from each other, agree where Python names the constants too."""
+    constants = TABLE[name].sets[0].split(", ")
+    for constant, (level, number) in zip(constants, OPTIONS[name][:2], strict=False):
+        known = getattr(socket, constant, number)  # Python does not name all of them
+        assert number == known, constant
+        assert constant.partition("_")[0] == {IP: "IP", IPV6: "IPV6", TCP: "TCP", SOCKET: "SO"}[level]
 
 
-def test_every_option_is_in_the_documentation() -> None:
-    """In each of its tables: what it is, when it is set, and what others call it."""
-    page = Path(__file__).parent.parent / "docs" / "options.md"
-    parts = page.read_text(encoding="utf-8").split("\n## ")[1:]
-    tables = {part.partition("\n")[0]: [line for line in part.splitlines() if line.startswith("|")] for part in parts}
-    for title in ("What each one sets", "When it is set, and what connections inherit", "What others call it"):
-        first_cells = " ".join(line.split("|")[1] for line in tables[title])
-        for short in ("interval", "count"):
-            first_cells = first_cells.replace(f"`_{short}`", f"`keepalive_{short}`")
-        assert [name for name in NAMES if f"`{name}`" not in first_cells] == [], title
-    for here, column in ((LINUX, 3), (WINDOWS, 7)):
-        rows = [[cell.strip(" `") for cell in line.split("|")] for line in tables["What each one sets"]]
-        if here:
-            assert {row[1] for row in rows if row[1] in CASES and row[column] != NONE} == set(OPTIONS)
+def test_the_table_says_what_the_system_has_and_passes_on() -> None:
+    if not (LINUX or WINDOWS):
+        pytest.skip("the table has other systems in one column")
+    column, connections = (0, 0) if LINUX else (4, 2)
+    for name, option in TABLE.items():
+        if not option.sockopt:
+            continue
+        assert (option.sets[column] != NOT_HERE) == (name in OPTIONS), name
+        if name in OPTIONS:
+            said = option.connections[connections]
+            assert OPTIONS[name][2] == said.startswith("yes"), name
+            if option.at_accept and not OPTIONS[name][2]:
+                assert said in ("again", "**no: set at accept**"), name

@@ -788,7 +788,7 @@ cdef class Acceptor:
                 connection.blocks = blocks
                 connection.seconds = seconds
                 if listener.at_accept is not None:
-                    listener.furnish(connection)
+                    listener.apply_at_accept(connection)
                 found.append(connection)
         except BaseException:
             while n < count:

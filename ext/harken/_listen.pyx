@@ -195,13 +195,15 @@ cdef c.PyMethodDef LISTEN = c.PyMethodDef(
     "listen",
     <void *>vectorcall,
     c.METH_FASTCALL | c.METH_KEYWORDS,
-    b"""listen(*binds, \
-backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, keepalive_idle=None, \
-keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, fastopen=None, rcvbuf=None, \
-sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, ttl=None, mss=None, \
-congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, mode=None, owner=None, \
-group=None, configure=None)
---
+    b"listen(*binds, "
+    # <options c_signature>: written by .ci/options
+    b"backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, "
+    b"keepalive_idle=None, keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, "
+    b"fastopen=None, rcvbuf=None, sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, "
+    b"ttl=None, mss=None, congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, "
+    b"mode=None, owner=None, group=None, configure=None)\n"
+    # </options>
+    b"""--
 
 Opens listening sockets for all binds, or for none: getaddrinfo(), socket(2), bind(2), listen(2).
 
@@ -227,13 +229,15 @@ cdef c.PyMethodDef BIND = c.PyMethodDef(
     "bind",
     <void *>vectorcall,
     c.METH_FASTCALL | c.METH_KEYWORDS,
-    b"""bind(*binds, \
-backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, keepalive_idle=None, \
-keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, fastopen=None, rcvbuf=None, \
-sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, ttl=None, mss=None, \
-congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, mode=None, owner=None, \
-group=None, configure=None)
---
+    b"bind(*binds, "
+    # <options c_signature>: written by .ci/options
+    b"backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, "
+    b"keepalive_idle=None, keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, "
+    b"fastopen=None, rcvbuf=None, sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, "
+    b"ttl=None, mss=None, congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, "
+    b"mode=None, owner=None, group=None, configure=None)\n"
+    # </options>
+    b"""--
 
 Like `listen`, but stops after bind(2): the addresses are reserved, and clients are refused until ``listen()`` of the
 result is called. So a server that takes minutes to be ready knows at once whether it can have its port.

@@ -41,7 +41,7 @@ cdef class Socket:
     cdef int wished  # the backlog for listen(), -1 for the most
     cdef double seconds  # the timeout: negative waits for ever, 0 not at all
     cdef PyThread_type_lock idle  # owned by close(): released by the last call that leaves
-    cdef bytes at_accept  # what each connection is to be given: see _plan.py; None for most
+    cdef bytes at_accept  # options to set on each accepted connection: see set_at_accept(); mostly None
     cdef watch_t *watchers  # those who must know before the handle goes; NULL for most
     cdef object __weakref__
 
@@ -72,7 +72,7 @@ cdef class Socket:
     cdef int wait_for_connection(self, double *deadline, double *limit) except -1
 
     cdef Socket take(self, type kind, net_socket_t handle, bint blocks)
-    cdef void furnish(self, Socket connection) noexcept
+    cdef void apply_at_accept(self, Socket connection) noexcept
     cdef int take_all(self, net_socket_t *taken, int count, list found) except -1
     cdef int connect_to(self, object address) except -1
     cdef Py_ssize_t transfer(self, transfer_t *what, double deadline) except -1

@@ -403,7 +403,7 @@ cdef class Socket:
             if error == 0:
                 connection = self.take(Socket, taken, not c.NET_WAITS_BY_POLL)
                 if self.at_accept is not None:
-                    self.furnish(connection)
+                    self.apply_at_accept(connection)
                 seconds = default_timeout()
                 if seconds >= 0:
                     connection.set_timeout(seconds)
@@ -482,7 +482,7 @@ cdef class Socket:
                 connection = self.take(kind, taken[n - 1], False)
                 connection.seconds = 0
                 if self.at_accept is not None:
-                    self.furnish(connection)
+                    self.apply_at_accept(connection)
                 found.append(connection)
         except BaseException:
             while n < count:
@@ -491,17 +491,9 @@ cdef class Socket:
             raise
         return 0
 
-    cdef void furnish(self, Socket connection) noexcept:
-        """Options that connections do not have from their listener. One that is dead already refuses them, which is
-        found out when it is read."""
-        cdef const char *at = PyBytes_AS_STRING(self.at_accept)
-        cdef const char *end = at + len(self.at_accept)
-        cdef int setting[3]  # level, option, size of the value
-        while at < end:
-            memcpy(setting, at, sizeof(setting))
-            at += sizeof(setting)
-            c.setsockopt(connection.handle, setting[0], setting[1], at, <net_length_t>setting[2])
-            at += (setting[2] + 3) & ~3
+    cdef void apply_at_accept(self, Socket connection) noexcept:
+        """Sets on a connection the options that it does not inherit from this listener."""
+        apply_settings(connection.handle, self.at_accept)
 
     # ------------------------------------------------------------------ connect, send, receive
 
@@ -1609,9 +1601,44 @@ def set_exclusive(Socket sock not None, bint on):
         c.net_raise(error)
 
 
-def set_at_accept(Socket sock not None, bytes settings):
-    """What each accepted connection is given: level, option, size and value, one after another."""
-    sock.at_accept = settings
+# The options that are set on each accepted connection are one bytes object, which a socket keeps, and which is pickled
+# with it. `set_at_accept` is the only writer, `apply_settings` the only reader.
+cdef struct setting_t:
+    int level
+    int option
+    int size  # of the value, which follows, up to the next multiple of four bytes
+
+
+def set_at_accept(Socket sock not None, list settings):
+    """Keeps options in a listener, to be set on each connection that it accepts: tuples of level, option and value, as
+    setsockopt() takes them, with the value as bytes."""
+    cdef setting_t setting
+    cdef bytearray packed = bytearray()
+    for level, option, value in settings:
+        setting.level, setting.option, setting.size = level, option, len(value)
+        packed += (<char *>&setting)[:sizeof(setting)] + value + bytes(-len(value) % 4)
+    sock.at_accept = bytes(packed)
+
+
+cdef void apply_settings(net_socket_t handle, bytes settings) noexcept:
+    """setsockopt(2) for each. Errors are ignored: a connection that has ended already refuses options, and its reader
+    finds out."""
+    cdef setting_t setting
+    cdef const char *at = PyBytes_AS_STRING(settings)
+    cdef const char *end = at + len(settings)
+    while end - at >= <Py_ssize_t>sizeof(setting):
+        memcpy(&setting, at, sizeof(setting))
+        at += sizeof(setting)
+        if setting.size < 0 or setting.size > end - at:
+            return  # cut off: it came with a pickle
+        c.setsockopt(handle, setting.level, setting.option, at, <net_length_t>setting.size)
+        at += (setting.size + 3) & ~3
+
+
+def apply_at_accept(handle, bytes settings not None):
+    """The same for a connection that was accepted by a socket of the standard library. ``settings`` is what `carried`
+    returned for the listener."""
+    apply_settings(handle, settings)
 
 
 def carried(Socket sock not None):

@@ -6,8 +6,11 @@ The modules, in the order in which a listener comes about:
     _resolve     name → addresses: `getaddrinfo`, `AddrInfo`                      (compiled)
     _socket      socket, bind, listen, accept, send, receive: `Socket`            (compiled)
     _options     the options of a listening socket: `Options`
+    _option_table    each option: kind, limits, binds, stage, inheritance; one table
+    _option_kinds    the kinds of values that options have
+    _sockopt     sets options on sockets and reads them back
     _plan        when each option is set
-    _in_force    options that the system accepted without putting them in force
+    _in_force    options that the system accepts without putting them in force
     _listen      name → addresses → socket → bind → listen: `listen`, `bind`      (compiled)
     _collision   binds of one call that conflict with each other
     _listener    what these return: `Listeners`, `Listener`

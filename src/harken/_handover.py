@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-from struct import unpack_from
 
-from ._socket import Socket, carried, describe, duplicate, empty, listen_on, to_send
+from ._socket import Socket, apply_at_accept, carried, describe, duplicate, empty, listen_on, to_send
 from ._stats import queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from ._paths import Entry
@@ -32,7 +31,7 @@ class ListeningSocket(socket.socket):
     _wished: int
     """For the first ``listen()``; -1 asks for the most."""
     _at_accept: bytes | None
-    """What connections do not have from their listener on this system: see `Socket`."""
+    """Options to set on each connection, which on this system does not inherit them: see `set_at_accept`."""
     _entry: Entry | None
     """The path that close() removes; copies have none."""
 
@@ -55,11 +54,8 @@ class ListeningSocket(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """accept(2)."""
         connection, address = super().accept()
-        for level, option, value in _settings(self._at_accept):
-            try:
-                connection.setsockopt(level, option, value)
-            except OSError:
-                pass  # dead already, which is found out when it is read
+        if self._at_accept is not None:
+            apply_at_accept(connection.fileno(), self._at_accept)
         return connection, address
 
     def dup(self) -> ListeningSocket:
@@ -98,12 +94,3 @@ def room_for(listener: Socket) -> ListeningSocket:
     made._wished, made._at_accept = carried(listener)
     made._entry = getattr(listener, "entry", None)
     return made
-
-
-def _settings(data: bytes | None) -> Iterator[tuple[int, int, bytes]]:
-    """As `harken._plan` packs them: level, option, size, value, and on to the next multiple of four."""
-    at = 0
-    while data and at < len(data):
-        level, option, size = unpack_from("=iii", data, at)
-        yield level, option, data[at + 12 : at + 12 + size]
-        at += 12 + (size + 3 & ~3)

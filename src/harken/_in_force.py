@@ -1,35 +1,24 @@
-"""Options that the system accepted without an error, and that do less than was asked for, or nothing."""
+"""Options that the system accepts without an error and then does not put in force, or only in part.
+
+A rule is given the value that was asked for, and the one that the system reports, or None where that is unknown, as
+before there is a socket; then the system's settings decide. It returns the text of the warning, or "". The rows of
+`_option_table` name the rules.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from ._system import FASTOPEN_MOST
 
-if TYPE_CHECKING:
-    from ._options import Options
 
-
-def shortfalls(options: Options, granted: Callable[[str], object]) -> Iterator[tuple[str, str]]:
-    """Names of options that are not in force, each with the text of the warning. ``granted`` returns the value that the
-    system has now, or None if it is unknown, as before there is a socket; then the system's settings decide."""
-    for name, words in _RULES.items():
-        asked = getattr(options, name)
-        if asked is not None:
-            told = granted(name)
-            text = words(asked, told if isinstance(told, int) else None)
-            if text:
-                yield name, text
-
-
-def _buffer(name: str, setting: str) -> Callable[[int, int | None], str]:
-    def words(asked: int, told: int | None) -> str:
+def buffer(name: str, setting: str) -> Callable[[int, int | None], str]:
+    def words(asked: int, granted: int | None) -> str:
         most = _number(f"/proc/sys/net/core/{setting}")
         if most is not None and asked <= most:
             return ""  # and it is smaller only where configure= has made it so
-        has = most if told is None else told
+        has = most if granted is None else granted
         if has is None or has >= asked:
             return ""
         if most is None:
@@ -42,7 +31,7 @@ def _buffer(name: str, setting: str) -> Callable[[int, int | None], str]:
     return words
 
 
-def _fastopen(asked: int, told: int | None) -> str:
+def fastopen(asked: int, granted: int | None) -> str:
     if asked == 0:
         return ""
     mode = _number("/proc/sys/net/ipv4/tcp_fastopen")
@@ -52,7 +41,7 @@ def _fastopen(asked: int, told: int | None) -> str:
             f" (sysctl -w net.ipv4.tcp_fastopen={mode | 3}, and in /etc/sysctl.d to stay)"
         )
     most = min(FASTOPEN_MOST, _number("/proc/sys/net/core/somaxconn") or asked)
-    has = most if told is None else told
+    has = most if granted is None else granted
     if has < min(asked, FASTOPEN_MOST):
         return (
             f"fastopen={asked} was asked for, and net.core.somaxconn grants {has}: raise it"
@@ -61,19 +50,21 @@ def _fastopen(asked: int, told: int | None) -> str:
     return ""
 
 
-def _defer_accept(asked: int, told: int | None) -> str:
-    if told is None or told >= asked:
+def defer_accept(asked: int, granted: int | None) -> str:
+    if granted is None or granted >= asked:
         return ""
-    return f"defer_accept={asked} was asked for, and {told} seconds are the longest that the system waits"
+    return f"defer_accept={asked} was asked for, and {granted} seconds are the longest that the system waits"
 
 
-def _tos(asked: int, told: int | None) -> str:
-    if asked & 3 and told is not None and told != asked and told == asked & ~3:
-        return f"tos={asked} was asked for, and TCP sends {told}: the lower two bits are for ECN, and the system's own"
+def tos(asked: int, granted: int | None) -> str:
+    if asked & 3 and granted is not None and granted != asked and granted == asked & ~3:
+        return (
+            f"tos={asked} was asked for, and TCP sends {granted}: the lower two bits are for ECN, and the system's own"
+        )
     return ""
 
 
-def _incoming_cpu(asked: int, _: int | None) -> str:
+def incoming_cpu(asked: int, _: int | None) -> str:
     count = os.cpu_count()
     try:
         with open("/sys/devices/system/cpu/possible") as file:  # as 0-7; more may be plugged in
@@ -83,16 +74,6 @@ def _incoming_cpu(asked: int, _: int | None) -> str:
     if count is not None and asked >= count:
         return f"incoming_cpu={asked} does nothing: this machine has the CPUs 0 to {count - 1}"
     return ""
-
-
-_RULES: dict[str, Callable[[int, int | None], str]] = {
-    "rcvbuf": _buffer("rcvbuf", "rmem_max"),
-    "sndbuf": _buffer("sndbuf", "wmem_max"),
-    "fastopen": _fastopen,
-    "defer_accept": _defer_accept,
-    "tos": _tos,
-    "incoming_cpu": _incoming_cpu,
-}
 
 
 def _number(path: str) -> int | None:

@@ -9,6 +9,7 @@ from ._types import Address
 
 def bind(
     *binds: str | int | Bind,
+    # <options signature>: written by .ci/options
     backlog: int | None = None,
     reuse_port: bool | Literal["join"] | None = None,
     ipv6_only: bool | None = None,
@@ -39,9 +40,11 @@ def bind(
     owner: str | int | None = None,
     group: str | int | None = None,
     configure: Callable[[Socket, Address], object] | None = None,
+    # </options>
 ) -> Listeners: ...
 def listen(
     *binds: str | int | Bind,
+    # <options signature>: written by .ci/options
     backlog: int | None = None,
     reuse_port: bool | Literal["join"] | None = None,
     ipv6_only: bool | None = None,
@@ -72,6 +75,7 @@ def listen(
     owner: str | int | None = None,
     group: str | int | None = None,
     configure: Callable[[Socket, Address], object] | None = None,
+    # </options>
 ) -> Listeners: ...
 def try_out(
     bind: Bind, plan: Plan | None, family: int, port: int | str | None

@@ -153,7 +153,7 @@ class UnixListener(Listener):
         """The options that were asked for, as the system has them now."""
         if self.plan is None:
             return super().options  # the backlog, which needs no plan
-        from ._plan import read_back
+        from ._sockopt import read_back
 
         return {name: read_back(self, name, self.plan.options) for name in self.plan.options if name != "configure"}
 

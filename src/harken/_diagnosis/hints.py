@@ -741,7 +741,6 @@ def _is_reserved(port: int) -> bool:
 # ---------------------------------------------------------------------------- options
 
 JOIN = "; to share the port with a group of another process of this user on purpose, reuse_port='join'"
-_PRIVILEGED = ("mark", "transparent", "priority", "busy_poll")
 
 
 def _option(name: str, value: object, number: int) -> str:
@@ -749,11 +748,13 @@ def _option(name: str, value: object, number: int) -> str:
         if name == "congestion":
             allowed = setting("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
             return f"without CAP_NET_ADMIN there is {allowed} (net.ipv4.tcp_allowed_congestion_control)"
-        above = " above 6" if name == "priority" else ""
+        from .._option_table import TABLE  # loaded already: an option was set
+
+        needs = TABLE[name].privilege if name in TABLE else ""
         return (
-            f"{name}{above} needs CAP_NET_ADMIN: AmbientCapabilities=CAP_NET_ADMIN in the systemd unit, or"
-            " --cap-add NET_ADMIN for a container"
-            if name in _PRIVILEGED
+            f"{name} {needs}: AmbientCapabilities=CAP_NET_ADMIN in the systemd unit, or --cap-add NET_ADMIN for a"
+            " container"
+            if needs
             else ""
         )
     if name == "congestion" and number == errno.ENOENT:

@@ -51,6 +51,7 @@ async def start_server(
     batch: int | None = None,
     on_overload: OnOverload = "pause",
     engine: str | None = None,
+    # <options more_options>: written by .ci/options
     ipv6_only: bool | None = None,
     exclusive: bool | None = None,
     nodelay: bool | None = None,
@@ -79,6 +80,7 @@ async def start_server(
     owner: str | int | None = None,
     group: str | int | None = None,
     configure: Callable[[Socket, Address], object] | None = None,
+    # </options>
     **kwds: Never,
 ) -> Server:
     """``asyncio.start_server()`` over `harken.Acceptor`: ``client_connected_cb(reader, writer)``, a function or a
@@ -146,6 +148,7 @@ async def create_server(
     batch: int | None = None,
     on_overload: OnOverload = "pause",
     engine: str | None = None,
+    # <options more_options>: written by .ci/options
     ipv6_only: bool | None = None,
     exclusive: bool | None = None,
     nodelay: bool | None = None,
@@ -174,6 +177,7 @@ async def create_server(
     owner: str | int | None = None,
     group: str | int | None = None,
     configure: Callable[[Socket, Address], object] | None = None,
+    # </options>
     **kwds: Never,
 ) -> Server:
     """``loop.create_server()`` over `harken.Acceptor`, for the running loop.
