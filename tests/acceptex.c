@@ -1,7 +1,7 @@
 /* The engine "acceptex" beside a Winsock that fails. Prints "ok", or the line that was not as it should be. Built for
  * Windows and run by test_platform.py. With a number it only counts stalls: so many rounds with two listeners, a client
  * each, taken one at a time by somebody who polls. */
-#if __has_include("platform/engine.h") /* without it, somebody compiles all helpers of the tests, and this is none */
+#if __has_include("platform/engines/engine.h") /* without it, somebody compiles all helpers of the tests, and this is none */
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
 #include <winsock2.h>
@@ -61,7 +61,7 @@ static BOOL PASCAL fake_accept_ex(SOCKET listener, SOCKET s, PVOID buffer, DWORD
 
 #define WSASocketW fake_socket
 #define setsockopt fake_setsockopt
-#include "platform/engine.h"
+#include "platform/engines/engine.h"
 
 #include <stdio.h>
 

@@ -1,7 +1,7 @@
-/* The accept engines on their own, in C, through the functions of platform/engine.h: each one must take the same, in
+/* The accept engines on their own, in C, through the functions of engine.h: each one must take the same, in
  * the same order, and leave the rest in the kernel's queue. Prints "ok" after the names of the engines that could be
  * opened, or the line that was not as it should be. Built and run by test_platform.py. */
-#if __has_include("platform/engine.h") && !defined(_WIN32)
+#if __has_include("platform/engines/engine.h") && !defined(_WIN32)
 #if defined(__linux__) && !defined(HARKEN_KQUEUE) && __has_include(<linux/seccomp.h>) /* see containers() */
 /* Calls of io_uring_enter(2) can be made to fail: see broken(). */
 static long broken(long number, ...);
@@ -9,7 +9,7 @@ static long broken(long number, ...);
 static long (*const whole)(long, ...) = syscall;
 #define syscall broken
 #endif
-#include "platform/engine.h"
+#include "platform/engines/engine.h"
 
 #include <dirent.h>
 #include <stdarg.h>

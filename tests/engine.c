@@ -1,7 +1,7 @@
-/* The engines on their own, in C: what platform/engine.h promises, from each engine that works here. Prints "ok" and
+/* The engines on their own, in C: what engines/engine.h promises, from each engine that works here. Prints "ok" and
  * their names, or the line that was not as it should be. Built and run by test_platform.py. */
-#if __has_include("platform/engine.h") /* without it, somebody compiles all helpers of the tests, and this is none */
-#include "platform/engine.h"
+#if __has_include("platform/engines/engine.h") /* without it, somebody compiles all helpers of the tests, and this is none */
+#include "platform/engines/engine.h"
 
 #include <stdio.h>
 

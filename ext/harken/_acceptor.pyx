@@ -1,7 +1,7 @@
 """Step 5 for a server: the accept engine. Connections from many listeners in batches, never more than the server can
 hold, also when descriptors run out.
 
-Who owns what. An `Acceptor` borrows its listeners and owns an engine (platform/engine.h), which does the system calls,
+Who owns what. An `Acceptor` borrows its listeners and owns an engine (platform/engines), which does the system calls,
 and a gauge, which counts the connections that are open. Every connection holds the gauge, too: it counts down when it
 is closed, and wakes the engine when there is room again. A listener that is closed or given away tells the acceptor
 before, through a watch_t: the engine forgets the handle before anybody else can have its number.

@@ -164,7 +164,7 @@ cdef extern from "platform/net.h" nogil:
     const int POLLIN, POLLOUT
     const int INET6_ADDRSTRLEN, IF_NAMESIZE
 
-cdef extern from "platform/engine.h" nogil:
+cdef extern from "platform/engines/engine.h" nogil:
     const int NET_FAILURES, NET_ROOM_FOR_ALL
     ctypedef struct net_failures_t:
         int *error
@@ -231,10 +231,10 @@ cdef extern from "platform/paths.h" nogil:
     int net_file_way(const net_folder_t *folder, const char *name, char *path, size_t size)
     void net_pause(int milliseconds)
 
-cdef extern from "platform/raise.h":
+cdef extern from "platform/cpython/raise.h":
     int net_raise(int number) except -1
 
-cdef extern from "platform/objects.h":
+cdef extern from "platform/cpython/objects.h":
     object object_of(type kind)
     object object_like(object model)
     object tuple_of(type kind, list items)

@@ -1,4 +1,4 @@
-/* kqueue() and kevent() on Linux, as far as platform/engine_kqueue.h uses them, so that it runs where most tests are
+/* kqueue() and kevent() on Linux, as far as platform/engines/kqueue.h uses them, so that it runs where most tests are
  * run: filters for listeners, one timer and user events. No more than a stand-in: made after the manual pages and what
  * the kernels of macOS, FreeBSD, NetBSD and OpenBSD are known to do, and strict where they differ. To be included before
  * all else (cc -include), with HARKEN_KQUEUE defined and this folder's parent on the path of headers.

@@ -1,4 +1,4 @@
-/* The engine "io_uring", for Linux 6.15 and newer: waits as engine_epoll.h does, and takes a batch with one request
+/* The engine "io_uring", for Linux 6.15 and newer: waits as accept4.h does, and takes a batch with one request
  * instead of one accept4() a connection. The contract is in engine.h.
  *
  * The request is a multishot accept that may not wait (DONTWAIT): it takes what is queued, and is over when nothing is
@@ -30,8 +30,8 @@
  * later, there is no deferred work to save either.
  *
  * The numbers and structs are the kernel's; its headers may be older than the kernel that the program meets. */
-#ifndef HARKEN_ENGINE_URING_H
-#define HARKEN_ENGINE_URING_H
+#ifndef HARKEN_ENGINE_IO_URING_H
+#define HARKEN_ENGINE_IO_URING_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -2,8 +2,8 @@
  *
  * A thread in poll() watches what was armed when it began. So whatever changes the list wakes all of them, and the waker
  * stays pulled until the last of those that were in poll() at that moment has left it. */
-#ifndef HARKEN_ENGINE_POLL_H
-#define HARKEN_ENGINE_POLL_H
+#ifndef HARKEN_ENGINE_ACCEPT_H
+#define HARKEN_ENGINE_ACCEPT_H
 
 #ifdef _WIN32
 typedef WSAPOLLFD net_pollfd_t;

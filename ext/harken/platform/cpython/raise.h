@@ -1,5 +1,5 @@
-/* From a platform's error number to the Python exception that the platform's own sockets would raise. Apart from
- * net.h, because this is the only header of the room that needs Python. */
+/* From a platform's error number to the Python exception that CPython's own socket module raises for it. It is in this
+ * folder because it needs Python.h; nothing outside the folder does. */
 #ifndef HARKEN_RAISE_H
 #define HARKEN_RAISE_H
 

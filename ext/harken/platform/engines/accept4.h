@@ -3,8 +3,8 @@
  * Listeners are in the epoll set while armed. EPOLLEXCLUSIVE: of the processes that share a listener and sleep in
  * epoll_wait(), one connection wakes one, or a few. The kernel wakes the one that came first into the listener's list,
  * again and again; who has taken his share goes to its end, by EPOLL_CTL_DEL and ADD. */
-#ifndef HARKEN_ENGINE_EPOLL_H
-#define HARKEN_ENGINE_EPOLL_H
+#ifndef HARKEN_ENGINE_ACCEPT4_H
+#define HARKEN_ENGINE_ACCEPT4_H
 
 #include <sys/epoll.h>
 #include <sys/timerfd.h>

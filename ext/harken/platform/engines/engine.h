@@ -399,25 +399,25 @@ static inline int net_engine_watch_all(net_engine_t *engine, int on, net_engine_
 
 /* HARKEN_KQUEUE: a build on Linux with tests/kqueue, which see. */
 #ifdef _WIN32
-#include "platform/engine_acceptex.h"
-#include "platform/engine_poll.h"
+#include "platform/engines/acceptex.h"
+#include "platform/engines/accept.h"
 /* The best first. */
 static const net_engine_calls_t *const net_engines[] = {&net_engine_acceptex, &net_engine_poll, NULL};
 #elif defined(HARKEN_KQUEUE) || (!defined(__linux__) && __has_include(<sys/event.h>))
-#include "platform/engine_kqueue.h"
-#include "platform/engine_poll.h"
+#include "platform/engines/kqueue.h"
+#include "platform/engines/accept.h"
 static const net_engine_calls_t *const net_engines[] = {&net_engine_kqueue, &net_engine_poll, NULL};
 #elif defined(__linux__)
-#include "platform/engine_epoll.h"
-#include "platform/engine_poll.h"
-#include "platform/engine_uring.h"
+#include "platform/engines/accept4.h"
+#include "platform/engines/accept.h"
+#include "platform/engines/io_uring.h"
 static const net_engine_calls_t *const net_engines[] = {
 #ifdef NET_URING
     &net_engine_uring,
 #endif
     &net_engine_epoll, &net_engine_poll, NULL};
 #else
-#include "platform/engine_poll.h"
+#include "platform/engines/accept.h"
 static const net_engine_calls_t *const net_engines[] = {&net_engine_poll, NULL};
 #endif
 
