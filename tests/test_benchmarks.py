@@ -70,6 +70,7 @@ def test_every_way_to_hand_a_socket_to_uvicorn() -> None:
 @pytest.mark.skipif(not LINUX, reason="the program in C is measured on Linux")
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
 @pytest.mark.skipif(LINUX and len(os.sched_getaffinity(0)) < 2, reason="one core for the servers, one for the clients")
+@pytest.mark.proof
 @pytest.mark.timeout(180)
 def test_every_case_of_accepting(tmp_path: Path) -> None:
     file, chart = tmp_path / "samples.json", tmp_path / "chart.svg"

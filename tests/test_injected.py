@@ -14,6 +14,7 @@ import pytest
 from machine import EMULATOR, LINUX, needs_ipv6
 
 pytestmark = [
+    pytest.mark.proof,
     pytest.mark.skipif(
         not LINUX or platform.libc_ver()[0] != "glibc" or bool(EMULATOR), reason="the shim is for Linux and glibc"
     ),

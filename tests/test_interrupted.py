@@ -15,6 +15,7 @@ PROGRAM = Path(__file__).parent / "interrupted.py"
 
 
 @linux_only
+@pytest.mark.proof
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_the_controls_are_found() -> None:
     command = [sys.executable, str(PROGRAM), "--every", "40", "--rounds", "10"]

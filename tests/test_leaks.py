@@ -259,6 +259,7 @@ def errors_in_harken(program: str, times: int, report: Path) -> tuple[set[str], 
 
 
 @linux_only
+@pytest.mark.proof
 @pytest.mark.timeout(300)  # valgrind is slow where the machine has other work
 @pytest.mark.parametrize("leak", [False, True], ids=["the flow", "a leak on purpose"])
 def test_valgrind_finds_nothing_in_the_flow_and_would_find_a_leak(tmp_path: Path, leak: bool) -> None:

@@ -486,6 +486,7 @@ class TestForks:
 
 
 class TestThreads:
+    @pytest.mark.proof
     def test_at_each_line_of_a_takeover_in_a_thread(self, path: str) -> None:
         """There a signal handler does not raise, but another thread, or a trace function, may make the call fail."""
         program = SIGNALS.replace("{path!r}", repr(path)) + textwrap.dedent("""
@@ -829,6 +830,7 @@ def judge(listeners, told):
 
 @linux_only
 class TestSignals:
+    @pytest.mark.proof
     @pytest.mark.parametrize("operation", ["takeover", "takeover_beside_others"])
     def test_at_each_line_of_a_takeover(self, path: str, operation: str) -> None:
         program = SIGNALS.replace("{path!r}", repr(path)) + textwrap.dedent(f"""
@@ -873,6 +875,7 @@ class TestSignals:
         assert said["lines"] >= 30
         assert (said["lost"], said["left"], said["leaked"]) == (0, 0, 0)
 
+    @pytest.mark.proof
     @pytest.mark.parametrize("there", ["nothing", "a dead one"])
     def test_at_each_line_of_a_start_and_of_a_close(self, path: str, there: str) -> None:
         program = SIGNALS.replace("{path!r}", repr(path)) + textwrap.dedent(f"""

@@ -91,6 +91,7 @@ class TestOnThisSystem:
     def test_the_contract_is_kept(self, compiler: str, optimised: str, tmp_path: Path) -> None:
         assert last_line(build(compiler, "flow.c", tmp_path / "flow", optimised)) == "ok"
 
+    @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
     def test_no_undefined_behaviour_and_no_leak(self, compiler: str, tmp_path: Path) -> None:
         flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -99,10 +100,15 @@ class TestOnThisSystem:
     @pytest.mark.parametrize("compiler", COMPILERS)
     def test_the_engines_keep_their_contract(self, compiler: str, tmp_path: Path) -> None:
         assert last_line(build(compiler, "engine.c", tmp_path / "engine", "-O2")) == "ok"
+
+    @pytest.mark.proof
+    @pytest.mark.parametrize("compiler", COMPILERS)
+    def test_the_engines_keep_their_contract_under_sanitizers(self, compiler: str, tmp_path: Path) -> None:
         flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
         assert last_line(build(compiler, "engine.c", tmp_path / "sanitized", *flags)) == "ok"
 
     @linux_only
+    @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
     def test_no_data_race_in_the_engines(self, compiler: str, tmp_path: Path) -> None:
         program = build(compiler, "engine.c", tmp_path / "engine", "-g", "-O1", "-fsanitize=thread")
@@ -117,6 +123,7 @@ class TestOnThisSystem:
     def test_the_engines_take_the_same_batches(self, compiler: str, tmp_path: Path) -> None:
         self.run_engines(build(compiler, "batches.c", tmp_path / "batches", "-O2"))
 
+    @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
     def test_no_undefined_behaviour_and_no_leak_in_the_engines(self, compiler: str, tmp_path: Path) -> None:
         flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -132,6 +139,7 @@ class TestOnThisSystem:
             assert "no io_uring here: Operation not supported" not in said
 
     @linux_only
+    @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
     @pytest.mark.parametrize("program", ["engine.c", "batches.c"])
     @pytest.mark.parametrize(
@@ -184,6 +192,7 @@ def symbols(program: Path) -> set[str]:
 
 
 @posix_only
+@pytest.mark.proof
 @pytest.mark.skipif(not MINGW, reason="there is no x86_64-w64-mingw32-gcc")
 class TestWinsock:
     @pytest.fixture

@@ -12,6 +12,7 @@ if importlib.util.find_spec("test") is None or importlib.util.find_spec("test.te
     pytest.skip("this interpreter came without its tests", allow_module_level=True)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("module", "pattern", "least"),
     [
@@ -34,6 +35,7 @@ def test_the_stdlibs_tests_pass(module: str, pattern: str, least: int) -> None:
     assert ran >= least
 
 
+@pytest.mark.proof
 def test_the_negative_control_the_tests_use_harkens_socket() -> None:
     ran, unexpected, _, _ = look("test_socket", "BasicTCPTest.", "control")
     assert ran >= 10
