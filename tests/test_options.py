@@ -1240,7 +1240,7 @@ def test_a_new_option_appears_in_every_block(monkeypatch: pytest.MonkeyPatch) ->
         Whole("bytes", 0),
         "TCP_WINDOW_CLAMP (Linux).",
         binds=ANY_TCP,
-        sets=("TCP_WINDOW_CLAMP", *(NOT_HERE,) * 4),
+        sets=_option_table.on(linux="TCP_WINDOW_CLAMP"),
         shortfall=("never", ""),
     )
     before = {name: write() for name, write in writer.BLOCKS.items()}

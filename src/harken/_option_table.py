@@ -154,12 +154,16 @@ class Option:
         return self.lacks if self.sockopt and self.name not in OPTIONS and value is not False else ""
 
 
-def _everywhere(name: str) -> tuple[str, str, str, str, str]:
-    return (name,) * 5
+def on(
+    every: str = NOT_HERE, *, linux: str = "", freebsd: str = "", macos: str = "", openbsd: str = "", windows: str = ""
+) -> tuple[str, str, str, str, str]:
+    """What an option sets on each system."""
+    return linux or every, freebsd or every, macos or every, openbsd or every, windows or every
 
 
-def _linux(name: str) -> tuple[str, str, str, str, str]:
-    return (name, *(NOT_HERE,) * 4)
+def known_as(*, haproxy: str = NOT_HERE, nginx: str = NOT_HERE, systemd: str = NOT_HERE) -> tuple[str, str, str]:
+    """What others call it."""
+    return haproxy, nginx, systemd
 
 
 def _set_exclusive(sock: Socket, value: bool) -> None:
@@ -200,7 +204,7 @@ TABLE: dict[str, Option] = {
             Backlog("connections"),
             "listen(2): how many connections may wait in the accept queue. By default as many as the system grants.",
             binds=EVERY,
-            sets=("listen(2)", "listen(2)", "listen(2)", "listen(2)", "listen()"),
+            sets=on("listen(2)", windows="listen()"),
             sockopt=False,
             stage=BY_A_STEP,
             when="at listen",
@@ -208,7 +212,7 @@ TABLE: dict[str, Option] = {
             get=lambda listener: listener.backlog,
             read_back="as granted; as asked where the system does not say",
             shortfall=("the system grants a shorter queue", "net.core.somaxconn, kern.ipc.soacceptqueue"),
-            elsewhere=("`backlog`", "`backlog`", "`Backlog=`"),
+            elsewhere=known_as(haproxy="`backlog`", nginx="`backlog`", systemd="`Backlog=`"),
             aliases=("queue", "somaxconn"),
         ),
         Option(
@@ -219,12 +223,12 @@ TABLE: dict[str, Option] = {
             'group, or adds to one of this process; a port of another process is refused. ``"join"`` also joins '
             "a group of another process of the same user.",
             binds=ANY_TCP,
-            sets=("SO_REUSEPORT", "SO_REUSEPORT_LB", NOT_HERE, NOT_HERE, NOT_HERE),
+            sets=on(linux="SO_REUSEPORT", freebsd="SO_REUSEPORT_LB"),
             stage=BY_A_STEP,
             when="after listen; `join`: before bind; FreeBSD: before bind",
             connections=(UNUSED, "unused", NOT_HERE),
             lacks="one of the sockets would get all connections",
-            elsewhere=("`shards`, `noreuseport` (global)", "`reuseport`", "`ReusePort=`"),
+            elsewhere=known_as(haproxy="`shards`, `noreuseport` (global)", nginx="`reuseport`", systemd="`ReusePort=`"),
         ),
         Option(
             "ipv6_only",
@@ -232,14 +236,14 @@ TABLE: dict[str, Option] = {
             "IPV6_V6ONLY. True, the default, accepts IPv6 only. False accepts IPv4 on the same socket, with peer "
             "addresses like ``::ffff:192.0.2.1``, so that a bind without a host is one socket instead of two.",
             binds=(TCP,),
-            sets=("IPV6_V6ONLY", "IPV6_V6ONLY", "IPV6_V6ONLY", "always on", "IPV6_V6ONLY"),
+            sets=on("IPV6_V6ONLY", openbsd="always on"),
             sockopt=False,
             stage=BY_A_STEP,
             when=BEFORE_BIND,
             connections=(LISTENER, LISTENER, LISTENER),
             get=_only_ipv6,
             lacks=_never_both,
-            elsewhere=("`v6only`, `v4v6`", "`ipv6only`", "`BindIPv6Only=`"),
+            elsewhere=known_as(haproxy="`v6only`, `v4v6`", nginx="`ipv6only`", systemd="`BindIPv6Only=`"),
             aliases=("v4v6", "dualstack", "dualstackipv6"),
         ),
         Option(
@@ -250,7 +254,7 @@ TABLE: dict[str, Option] = {
             "that a restart has to wait for connections in TIME_WAIT. For the path of a unix socket, False takes it "
             "over from a live server.",
             binds=(*ANY_TCP, *UNIX),
-            sets=("always on", "no SO_REUSEADDR", "no SO_REUSEADDR", "no SO_REUSEADDR", "SO_EXCLUSIVEADDRUSE"),
+            sets=on("no SO_REUSEADDR", linux="always on", windows="SO_EXCLUSIVEADDRUSE"),
             sockopt=False,
             connections=(LISTENER, LISTENER, LISTENER),
             apply=_set_exclusive,
@@ -262,30 +266,34 @@ TABLE: dict[str, Option] = {
             Switch(),
             "TCP_NODELAY: small writes are sent at once. On by default, and inherited by connections.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_everywhere("TCP_NODELAY"),
+            sets=on("TCP_NODELAY"),
             at_accept=True,
-            elsewhere=("always on, per connection", "`tcp_nodelay`, a directive of its own", "`NoDelay=`"),
+            elsewhere=known_as(
+                haproxy="always on, per connection", nginx="`tcp_nodelay`, a directive of its own", systemd="`NoDelay=`"
+            ),
         ),
         Option(
             "keepalive",
             Switch(),
             "SO_KEEPALIVE: idle connections are probed, and dead ones end. Implied by the next three.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_everywhere("SO_KEEPALIVE"),
+            sets=on("SO_KEEPALIVE"),
             connections=(YES, AGAIN, YES),
             at_accept=True,
-            elsewhere=("`option clitcpka`", "`so_keepalive`", "`KeepAlive=`"),
+            elsewhere=known_as(haproxy="`option clitcpka`", nginx="`so_keepalive`", systemd="`KeepAlive=`"),
         ),
         Option(
             "keepalive_idle",
             Whole("seconds", 1, 32767),  # Linux accepts no more
             "TCP_KEEPIDLE, on macOS TCP_KEEPALIVE: seconds until the first probe.",
             binds=(*ANY_TCP, INHERITED),
-            sets=("TCP_KEEPIDLE", "TCP_KEEPIDLE", "TCP_KEEPALIVE", NOT_HERE, "TCP_KEEPIDLE"),
+            sets=on("TCP_KEEPIDLE", macos="TCP_KEEPALIVE", openbsd=NOT_HERE),
             connections=(YES, AGAIN, AGAIN),
             at_accept=True,
             implies="keepalive",
-            elsewhere=("`clitcpka-idle`", "first field of `so_keepalive`", "`KeepAliveTimeSec=`"),
+            elsewhere=known_as(
+                haproxy="`clitcpka-idle`", nginx="first field of `so_keepalive`", systemd="`KeepAliveTimeSec=`"
+            ),
             aliases=("keepidle",),
         ),
         Option(
@@ -293,11 +301,11 @@ TABLE: dict[str, Option] = {
             Whole("seconds", 1, 32767),
             "TCP_KEEPINTVL: seconds between probes.",
             binds=(*ANY_TCP, INHERITED),
-            sets=("TCP_KEEPINTVL", "TCP_KEEPINTVL", "TCP_KEEPINTVL", NOT_HERE, "TCP_KEEPINTVL"),
+            sets=on("TCP_KEEPINTVL", openbsd=NOT_HERE),
             connections=(YES, AGAIN, AGAIN),
             at_accept=True,
             implies="keepalive",
-            elsewhere=("`clitcpka-intvl`", "second field", "`KeepAliveIntervalSec=`"),
+            elsewhere=known_as(haproxy="`clitcpka-intvl`", nginx="second field", systemd="`KeepAliveIntervalSec=`"),
             aliases=("keepintvl",),
         ),
         Option(
@@ -305,11 +313,11 @@ TABLE: dict[str, Option] = {
             Whole("probes", 1, 127),
             "TCP_KEEPCNT: the connection ends after this many probes without an answer.",
             binds=(*ANY_TCP, INHERITED),
-            sets=("TCP_KEEPCNT", "TCP_KEEPCNT", "TCP_KEEPCNT", NOT_HERE, "TCP_KEEPCNT"),
+            sets=on("TCP_KEEPCNT", openbsd=NOT_HERE),
             connections=(YES, AGAIN, AGAIN),
             at_accept=True,
             implies="keepalive",
-            elsewhere=("`clitcpka-cnt`", "third field", "`KeepAliveProbes=`"),
+            elsewhere=known_as(haproxy="`clitcpka-cnt`", nginx="third field", systemd="`KeepAliveProbes=`"),
             aliases=("keepcnt",),
         ),
         Option(
@@ -317,10 +325,10 @@ TABLE: dict[str, Option] = {
             Whole("milliseconds", 0),
             "TCP_USER_TIMEOUT (Linux): milliseconds that sent data may stay unacknowledged.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_linux("TCP_USER_TIMEOUT"),
+            sets=on(linux="TCP_USER_TIMEOUT"),
             connections=(YES, NOT_HERE, NOT_HERE),
             at_accept=True,
-            elsewhere=("`tcp-ut`", NOT_HERE, NOT_HERE),
+            elsewhere=known_as(haproxy="`tcp-ut`"),
         ),
         Option(
             "defer_accept",
@@ -328,12 +336,12 @@ TABLE: dict[str, Option] = {
             "TCP_DEFER_ACCEPT (Linux): seconds for which a connection that has sent nothing is not accepted. Linux "
             "rounds up to the times at which it repeats the handshake: 1, 3, 7, 15 and so on.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_linux("TCP_DEFER_ACCEPT"),
+            sets=on(linux="TCP_DEFER_ACCEPT"),
             connections=(LISTENER, NOT_HERE, NOT_HERE),
             read_back="rounded up to 1, 3, 7, 15…",
             in_force=_in_force.defer_accept,
             shortfall=("longer than the kernel waits (29,887 s)", ""),
-            elsewhere=("`defer-accept`", "`deferred`", "`DeferAcceptSec=`"),
+            elsewhere=known_as(haproxy="`defer-accept`", nginx="`deferred`", systemd="`DeferAcceptSec=`"),
             aliases=("deferred",),
         ),
         Option(
@@ -343,7 +351,7 @@ TABLE: dict[str, Option] = {
             "length on Linux, on or off on macOS and FreeBSD. Each of them may have disabled it (Linux: "
             "net.ipv4.tcp_fastopen must contain 2).",
             binds=(*ANY_TCP, INHERITED),
-            sets=("TCP_FASTOPEN", "TCP_FASTOPEN, 0 or 1", "TCP_FASTOPEN, 0 or 1", NOT_HERE, NOT_HERE),
+            sets=on("TCP_FASTOPEN, 0 or 1", linux="TCP_FASTOPEN", openbsd=NOT_HERE, windows=NOT_HERE),
             stage=BEFORE_BIND if FASTOPEN_EARLY else AFTER_LISTEN,
             when="before bind; macOS: after listen",
             connections=(LISTENER, LISTENER, NOT_HERE),
@@ -352,7 +360,7 @@ TABLE: dict[str, Option] = {
                 "servers may not use it; more than the queue's limit",
                 "net.ipv4.tcp_fastopen without 2 in it; net.core.somaxconn",
             ),
-            elsewhere=("`tfo`", "`fastopen`", NOT_HERE),
+            elsewhere=known_as(haproxy="`tfo`", nginx="`fastopen`"),
             aliases=("tfo",),
         ),
         Option(
@@ -361,35 +369,35 @@ TABLE: dict[str, Option] = {
             "SO_RCVBUF: bytes of the receive buffer, which limits the TCP window. Turns off Linux's automatic "
             "tuning; limited by net.core.rmem_max.",
             binds=(*ANY_TCP, *UNIX, INHERITED),
-            sets=_everywhere("SO_RCVBUF"),
+            sets=on("SO_RCVBUF"),
             connections=(YES, AGAIN, YES),
             at_accept=True,
             read_back="by the system; Linux: half of what it reports, at least 1152",
             in_force=_in_force.buffer("rcvbuf", "rmem_max"),
             shortfall=("more than a process may have", "net.core.rmem_max"),
-            elsewhere=("`tune.rcvbuf.client`", "`rcvbuf`", "`ReceiveBuffer=`"),
+            elsewhere=known_as(haproxy="`tune.rcvbuf.client`", nginx="`rcvbuf`", systemd="`ReceiveBuffer=`"),
         ),
         Option(
             "sndbuf",
             Buffer("bytes", 1),
             "SO_SNDBUF: bytes of the send buffer; limited by net.core.wmem_max.",
             binds=(*ANY_TCP, *UNIX, INHERITED),
-            sets=_everywhere("SO_SNDBUF"),
+            sets=on("SO_SNDBUF"),
             connections=(YES, AGAIN, YES),
             at_accept=True,
             read_back="by the system; Linux: half of what it reports, at least 2304",
             in_force=_in_force.buffer("sndbuf", "wmem_max"),
             shortfall=("more than a process may have", "net.core.wmem_max"),
-            elsewhere=("`tune.sndbuf.client`", "`sndbuf`", "`SendBuffer=`"),
+            elsewhere=known_as(haproxy="`tune.sndbuf.client`", nginx="`sndbuf`", systemd="`SendBuffer=`"),
         ),
         Option(
             "freebind",
             Switch(),
             "IP_FREEBIND, IPV6_FREEBIND (Linux): an address can be bound that this machine does not have yet.",
             binds=ANY_TCP,
-            sets=_linux("IP_FREEBIND, IPV6_FREEBIND"),
+            sets=on(linux="IP_FREEBIND, IPV6_FREEBIND"),
             connections=(UNUSED, NOT_HERE, NOT_HERE),
-            elsewhere=("part of `transparent`", NOT_HERE, "`FreeBind=`"),
+            elsewhere=known_as(haproxy="part of `transparent`", systemd="`FreeBind=`"),
         ),
         Option(
             "transparent",
@@ -397,20 +405,20 @@ TABLE: dict[str, Option] = {
             "IP_TRANSPARENT (Linux; needs CAP_NET_ADMIN), IP_BINDANY (FreeBSD), SO_BINDANY (OpenBSD): addresses of "
             "other machines can be bound, for a proxy to which traffic is diverted.",
             binds=ANY_TCP,
-            sets=("IP_TRANSPARENT, IPV6_TRANSPARENT", "IP_BINDANY, IPV6_BINDANY", NOT_HERE, "SO_BINDANY", NOT_HERE),
+            sets=on(linux="IP_TRANSPARENT, IPV6_TRANSPARENT", freebsd="IP_BINDANY, IPV6_BINDANY", openbsd="SO_BINDANY"),
             connections=(UNUSED, "unused", NOT_HERE),
             privilege="needs CAP_NET_ADMIN",
-            elsewhere=("`transparent`", NOT_HERE, "`Transparent=`"),
+            elsewhere=known_as(haproxy="`transparent`", systemd="`Transparent=`"),
         ),
         Option(
             "interface",
             Interface("name"),
             "SO_BINDTODEVICE (Linux), IP_BOUND_IF (macOS): only connections over this network interface.",
             binds=ANY_TCP,
-            sets=("SO_BINDTODEVICE", NOT_HERE, "IP_BOUND_IF, IPV6_BOUND_IF", NOT_HERE, NOT_HERE),
+            sets=on(linux="SO_BINDTODEVICE", macos="IP_BOUND_IF, IPV6_BOUND_IF"),
             connections=(YES, "the route's choice", NOT_HERE),
             read_back="by the system; macOS: as asked",
-            elsewhere=("`interface`", NOT_HERE, "`BindToDevice=`"),
+            elsewhere=known_as(haproxy="`interface`", systemd="`BindToDevice=`"),
             aliases=("device", "dev", "bindtodevice"),
         ),
         Option(
@@ -418,11 +426,11 @@ TABLE: dict[str, Option] = {
             Whole("number", 0, 0xFFFFFFFF),
             "SO_MARK (Linux; needs CAP_NET_ADMIN): a number that firewall and routing rules can match.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_linux("SO_MARK"),
+            sets=on(linux="SO_MARK"),
             connections=(YES, NOT_HERE, NOT_HERE),
             at_accept=True,
             privilege="needs CAP_NET_ADMIN",
-            elsewhere=("`set-fc-mark`, a rule per connection", NOT_HERE, "`Mark=`"),
+            elsewhere=known_as(haproxy="`set-fc-mark`, a rule per connection", systemd="`Mark=`"),
             aliases=("fwmark",),
         ),
         Option(
@@ -430,13 +438,13 @@ TABLE: dict[str, Option] = {
             Whole("byte", 0, 255),
             "IP_TOS and IPV6_TCLASS: the byte in the IP header, 0 to 255; DSCP is its upper six bits.",
             binds=(*ANY_TCP, INHERITED),
-            sets=(*("IP_TOS, IPV6_TCLASS",) * 4, NOT_HERE),
+            sets=on("IP_TOS, IPV6_TCLASS", windows=NOT_HERE),
             connections=(YES, AGAIN, NOT_HERE),
             at_accept=True,
             read_back="by the system; Linux: without the lower two bits, which are for ECN",
             in_force=_in_force.tos,
             shortfall=("the lower two bits are set", "TCP uses them for ECN"),
-            elsewhere=("`set-fc-tos`, a rule per connection", NOT_HERE, "`IPTOS=`"),
+            elsewhere=known_as(haproxy="`set-fc-tos`, a rule per connection", systemd="`IPTOS=`"),
             aliases=("dscp",),
         ),
         Option(
@@ -444,10 +452,10 @@ TABLE: dict[str, Option] = {
             Whole("hops", 1, 255),
             "IP_TTL and IPV6_UNICAST_HOPS: how many routers a packet may pass, 1 to 255.",
             binds=(*ANY_TCP, INHERITED),
-            sets=("IP_TTL, IPV6_UNICAST_HOPS", *("as on Linux",) * 4),
+            sets=on("as on Linux", linux="IP_TTL, IPV6_UNICAST_HOPS"),
             connections=(YES, AGAIN, AGAIN),
             at_accept=True,
-            elsewhere=(NOT_HERE, NOT_HERE, "`IPTTL=`"),
+            elsewhere=known_as(systemd="`IPTTL=`"),
             aliases=("hops", "hoplimit"),
         ),
         Option(
@@ -455,9 +463,9 @@ TABLE: dict[str, Option] = {
             Whole("bytes", 88, 32767),  # as Linux
             "TCP_MAXSEG: the largest segment, in bytes, that the handshake offers.",
             binds=(*ANY_TCP, INHERITED),
-            sets=(*("TCP_MAXSEG",) * 4, NOT_HERE),
+            sets=on("TCP_MAXSEG", windows=NOT_HERE),
             connections=("yes, less 12 for timestamps", "by the handshake", NOT_HERE),
-            elsewhere=("`mss`", NOT_HERE, NOT_HERE),
+            elsewhere=known_as(haproxy="`mss`"),
             aliases=("maxseg",),
         ),
         Option(
@@ -466,10 +474,10 @@ TABLE: dict[str, Option] = {
             "TCP_CONGESTION (Linux, FreeBSD): the congestion control algorithm, such as ``bbr``; on Linux one of "
             "net.ipv4.tcp_allowed_congestion_control.",
             binds=(*ANY_TCP, INHERITED),
-            sets=("TCP_CONGESTION", "TCP_CONGESTION", NOT_HERE, NOT_HERE, NOT_HERE),
+            sets=on(linux="TCP_CONGESTION", freebsd="TCP_CONGESTION"),
             connections=(YES, "again (FreeBSD)", NOT_HERE),
             at_accept=True,
-            elsewhere=("`cc`", NOT_HERE, "`TCPCongestion=`"),
+            elsewhere=known_as(haproxy="`cc`", systemd="`TCPCongestion=`"),
             aliases=("cc",),
         ),
         Option(
@@ -478,18 +486,18 @@ TABLE: dict[str, Option] = {
             "SO_PRIORITY (Linux): the queueing class of outgoing packets; above 6 it needs CAP_NET_ADMIN. "
             "Connections do not inherit it: it is set on each when it is accepted.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_linux("SO_PRIORITY"),
+            sets=on(linux="SO_PRIORITY"),
             connections=("**no: set at accept**", NOT_HERE, NOT_HERE),
             at_accept=True,
             privilege="above 6 needs CAP_NET_ADMIN",
-            elsewhere=(NOT_HERE, NOT_HERE, "`Priority=`"),
+            elsewhere=known_as(systemd="`Priority=`"),
         ),
         Option(
             "incoming_cpu",
             Whole("CPU", 0),
             "SO_INCOMING_CPU (Linux): in a reuse_port group, this socket gets the connections that arrive on that CPU.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_linux("SO_INCOMING_CPU"),
+            sets=on(linux="SO_INCOMING_CPU"),
             connections=("no: reads the CPU there", NOT_HERE, NOT_HERE),
             in_force=_in_force.incoming_cpu,
             shortfall=("this machine has no such CPU", "/sys/devices/system/cpu/possible"),
@@ -500,7 +508,7 @@ TABLE: dict[str, Option] = {
             "SO_BUSY_POLL (Linux; older kernels require CAP_NET_ADMIN to raise it): microseconds for which a read "
             "polls the network device.",
             binds=(*ANY_TCP, INHERITED),
-            sets=_linux("SO_BUSY_POLL"),
+            sets=on(linux="SO_BUSY_POLL"),
             connections=(YES, NOT_HERE, NOT_HERE),
             at_accept=True,
             privilege="needs CAP_NET_ADMIN",
@@ -510,26 +518,26 @@ TABLE: dict[str, Option] = {
             Switch(),
             "Child processes inherit the listener. Connections are never inherited.",
             binds=EVERY,
-            sets=(*("no FD_CLOEXEC",) * 4, "HANDLE_FLAG_INHERIT"),
+            sets=on("no FD_CLOEXEC", windows="HANDLE_FLAG_INHERIT"),
             sockopt=False,
             connections=("never", "never", "never"),
             apply=_set_inheritable,
             get=lambda listener: listener.get_inheritable(),
-            elsewhere=("`expose-fd listeners`", NOT_HERE, "always, for what it passes on"),
+            elsewhere=known_as(haproxy="`expose-fd listeners`", systemd="always, for what it passes on"),
         ),
         Option(
             "mode",
             Mode("octal"),
             "The permissions of a unix socket's path, such as 0o660; in a bind in octal, ``?mode=660``.",
             binds=(PATH,),
-            sets=(*("chmod(2)",) * 4, NOT_HERE),
+            sets=on("chmod(2)", windows=NOT_HERE),
             sockopt=False,
             stage=BY_A_STEP,
             when="before the path can be connected to",
             connections=("", "", NOT_HERE),
             read_back="as asked",
             lacks=_no_owners,
-            elsewhere=("`mode`", "always 0666", "`SocketMode=`"),
+            elsewhere=known_as(haproxy="`mode`", nginx="always 0666", systemd="`SocketMode=`"),
             aliases=("perm", "permissions", "chmod", "umask"),
         ),
         Option(
@@ -537,14 +545,14 @@ TABLE: dict[str, Option] = {
             Account("name or number"),
             "The user who owns a unix socket's path, by name or number.",
             binds=(PATH,),
-            sets=(*("chown(2)",) * 4, NOT_HERE),
+            sets=on("chown(2)", windows=NOT_HERE),
             sockopt=False,
             stage=BY_A_STEP,
             when="before the path can be connected to",
             connections=("", "", NOT_HERE),
             read_back="as asked",
             lacks=_no_owners,
-            elsewhere=("`user`, `uid`", NOT_HERE, "`SocketUser=`"),
+            elsewhere=known_as(haproxy="`user`, `uid`", systemd="`SocketUser=`"),
             aliases=("user", "uid"),
         ),
         Option(
@@ -552,14 +560,14 @@ TABLE: dict[str, Option] = {
             Account("name or number"),
             "The group of a unix socket's path, by name or number.",
             binds=(PATH,),
-            sets=(*("chown(2)",) * 4, NOT_HERE),
+            sets=on("chown(2)", windows=NOT_HERE),
             sockopt=False,
             stage=BY_A_STEP,
             when="before the path can be connected to",
             connections=("", "", NOT_HERE),
             read_back="as asked",
             lacks=_no_owners,
-            elsewhere=("`group`, `gid`", NOT_HERE, "`SocketGroup=`"),
+            elsewhere=known_as(haproxy="`group`, `gid`", systemd="`SocketGroup=`"),
             aliases=("gid",),
         ),
         Option(
@@ -568,7 +576,7 @@ TABLE: dict[str, Option] = {
             "Called with each socket and the address that it will be bound to, for options that are not in this "
             "list. An exception that it raises is passed on, and nothing stays open.",
             binds=(*ANY_TCP, *UNIX, VSOCK),
-            sets=_everywhere("yours"),
+            sets=on("yours"),
             sockopt=False,
             stage=BY_A_STEP,
             when="last before bind",
