@@ -3,7 +3,6 @@
 import gzip
 import os
 import sys
-import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -14,53 +13,35 @@ from setuptools.command.sdist import sdist
 # HARKEN_TRACE=1 builds for coverage: line tracing on, and each .c beside its .pyx, where Cython's plugin looks for it.
 TRACE = os.environ.get("HARKEN_TRACE") == "1"
 
-# Module state and type specs go together: without both, a second interpreter cannot import the modules. A wheel is
-# compressed as a whole, and better than Cython does it for the strings of each module.
+# Module state and type specs go together: without both, a second interpreter cannot import the modules. Strings that
+# Cython compresses would make each import load zlib.
 MACROS = [("CYTHON_USE_MODULE_STATE", "1"), ("CYTHON_USE_TYPE_SPECS", "1"), ("CYTHON_COMPRESS_STRINGS", "0")]
 
 DIRECTIVES = {
     "language_level": 3,
     "auto_pickle": False,
-    "binding": False,  # functions as CPython's own are, for a tenth of the wheel; signatures too
+    "binding": False,  # CPython calls its own kind of function faster; it has a name, a signature, and can be pickled
     "boundscheck": False,
     "embedsignature": True,
     "embedsignature.format": "clinic",
     "freethreading_compatible": True,
     "initializedcheck": False,
     "linetrace": TRACE,
-    "optimize.unpack_method_calls": False,  # CPython's own way is as fast, and smaller
     "subinterpreters_compatible": "own_gil",
     "wraparound": False,
 }
 
-# Small first: the system calls take ten times as long as our code around them. But numeric addresses ask the system
-# nothing, so _resolve is fast, where there is room for it: without a GIL all code is larger. Clang inlines much, unless
-# told twice.
-FAST = set() if sysconfig.get_config_var("Py_GIL_DISABLED") else {"_resolve"}
-NO_SHORT_CUTS = [("CYTHON_USE_PYLONG_INTERNALS", "0"), ("CYTHON_USE_UNICODE_INTERNALS", "0")]
-CLANG = sys.platform == "darwin" or "zig" in os.environ.get("CC", "")
-
+# The same for every module. Frame pointers and unwind tables let perf, gdb and py-spy see through our functions, and
+# the symbols, which the linker keeps, tell their names.
 if sys.platform == "win32":
-    LIBRARIES, COMPILE_ARGS, LINK_ARGS = ["ws2_32"], [], []
+    LIBRARIES, COMPILE_ARGS, LINK_ARGS = ["ws2_32"], ["/O2"], []
 else:
-    LIBRARIES, COMPILE_ARGS = [], ["-fvisibility=hidden", "-fno-plt"]
-    # Nothing unwinds these stacks but a debugger: a tenth of the size.
-    COMPILE_ARGS += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
+    LIBRARIES, LINK_ARGS = [], []
+    COMPILE_ARGS = ["-O2", "-fno-omit-frame-pointer", "-fvisibility=hidden"]
     COMPILE_ARGS += ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]
     COMPILE_ARGS += ["-Wno-unused-function"]  # Cython's, for strings that it would compress
-    LINK_ARGS = {
-        "linux": ["-Wl,-z,relro,-z,now,-z,noexecstack", "-s"],
-        "darwin": ["-Wl,-dead_strip", "-Wl,-x"],
-    }.get(sys.platform, [])
-
-
-def optimised(module):
-    if sys.platform == "win32":
-        return ["/O2" if module in FAST else "/O1"]
-    if module in FAST:
-        return ["-O2"]
-    return ["-Os"] + (["-Xclang", "-Oz"] if CLANG else [])
-
+    if sys.platform == "linux":
+        LINK_ARGS = ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--strip-debug"]
 
 PARTS = [str(path) for path in sorted(Path("ext/harken").rglob("*")) if path.suffix in {".h", ".pxi"}]
 
@@ -70,11 +51,9 @@ EXTENSIONS = [
         f"harken.{path.stem}",
         [path.as_posix()],
         include_dirs=["ext/harken"],
-        define_macros=MACROS
-        + ([] if path.stem in FAST else NO_SHORT_CUTS)
-        + ([("CYTHON_TRACE_NOGIL", "1")] if TRACE else []),
+        define_macros=MACROS + ([("CYTHON_TRACE_NOGIL", "1")] if TRACE else []),
         libraries=LIBRARIES,
-        extra_compile_args=COMPILE_ARGS + optimised(path.stem),
+        extra_compile_args=COMPILE_ARGS,
         extra_link_args=LINK_ARGS,
         depends=PARTS,
     )
