@@ -30,6 +30,7 @@ class Case(NamedTuple):
 
 CASES = [
     Case("numeric", "getaddrinfo, numeric", 5000),
+    Case("numeric_named", "getaddrinfo, numeric, hints by name, the port as text", 5000),
     Case("numeric_decoded", "getaddrinfo, numeric, entries decoded", 5000),
     Case("wildcard", "getaddrinfo(None), both families", 500),
     Case("listen", "a listener opened and closed: listen()", 200),

@@ -18,6 +18,7 @@ from machine import LINUX
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CASES = {
     "numeric",
+    "numeric_named",
     "numeric_decoded",
     "wildcard",
     "listen",

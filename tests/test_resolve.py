@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import socket
 import sys
@@ -109,6 +110,37 @@ def test_arguments_go_by_place_or_by_name() -> None:
     )
     mixed = harken.getaddrinfo("127.0.0.1", 80, type=SOCK_STREAM, proto=IPPROTO_TCP)
     assert list(place) == list(name) == list(mixed)
+
+
+def test_a_keyword_may_be_another_object_than_the_name_in_the_source() -> None:
+    names = {"fam_ily": socket.AF_INET, "ty_pe": SOCK_STREAM, "pro_to": IPPROTO_TCP, "fl_ags": AI_NUMERICHOST}
+    made = {name.replace("_", ""): value for name, value in names.items()}
+    assert not any(name is sys.intern(name) for name in made)  # the control: no literal's object
+    (entry,) = harken.getaddrinfo("127.0.0.1", "27015", **made)
+    assert entry == (socket.AF_INET, SOCK_STREAM, IPPROTO_TCP, "", ("127.0.0.1", 27015))
+
+
+@pytest.mark.parametrize("port", ["0", "1", "9", "00009", "27015", "65535"])
+def test_digits_are_read_without_a_copy_and_mean_what_they_say(port: str) -> None:
+    class Text(str):
+        __slots__ = ()
+
+        def encode(self, *_: object) -> bytes:  # type: ignore[override]
+            raise AssertionError
+
+        def isdigit(self) -> bool:
+            raise AssertionError
+
+    for text in (port, port.encode(), bytearray(port.encode()), Text(port)):
+        assert harken.getaddrinfo("127.0.0.1", text)[0].sockaddr == ("127.0.0.1", int(port))  # type: ignore[arg-type]
+
+
+def test_an_ipv4_address_is_written_as_the_system_writes_it() -> None:
+    numbers = [0, 1, 9, 10, 11, 99, 100, 101, 109, 110, 199, 200, 249, 250, 255]
+    for first, second in itertools.product(numbers, numbers):
+        for address in (bytes([first, second, second, first]), bytes([second, first, 7, second])):
+            text = socket.inet_ntop(socket.AF_INET, address)
+            assert harken.getaddrinfo(text, 80)[0].sockaddr == (text, 80)
 
 
 def test_a_port_may_be_whatever_is_an_index() -> None:

@@ -262,6 +262,7 @@ cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object where)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     bint PyUnicode_IS_ASCII(object text)
+    int PyUnicode_Compare(object one, object other) except? -1
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     bint PyIndex_Check(object number)
     bytes PyBytes_FromObject(object source)

@@ -6,7 +6,8 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.number cimport PyNumber_AsSsize_t, PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.string cimport memchr, memcpy, memset, strcmp
+from cpython.unicode cimport PyUnicode_DecodeASCII
+from libc.string cimport memchr, memcpy, memset
 
 cimport harken._platform as c
 from harken._platform cimport addrinfo, net_address_t, net_length_t
@@ -226,6 +227,23 @@ cdef const char *digits_of(int port, char *text) noexcept:
             return &text[at]
 
 
+cdef const char *plain_port(object port) except? NULL:
+    """A port that is text in up to five digits, for C, if it is in range; NULL for all other text."""
+    cdef Py_ssize_t size = 0, n
+    cdef const char *text
+    cdef int number = 0
+    if not (isinstance(port, str) and c.PyUnicode_IS_ASCII(port)):
+        return NULL
+    text = c.PyUnicode_AsUTF8AndSize(port, &size)
+    if not 1 <= size <= 5:
+        return NULL
+    for n in range(size):
+        if not b"0" <= text[n] <= b"9":
+            return NULL
+        number = 10 * number + text[n] - 48
+    return text if number <= 65535 else NULL
+
+
 cdef bytes service_of(object host, object port, bint *numeric):
     """A port that is text: digits, which must be in range, or the name of a service."""
     cdef bytes text
@@ -269,8 +287,10 @@ cdef int resolve(found_t *found, object host, object port, int family, int type,
     cdef const char *service = NULL
     cdef bytes node_text, service_text
     if isinstance(port, (str, bytes, bytearray)):
-        service_text = service_of(host, port, &numeric)
-        service = service_text
+        service = plain_port(port)
+        if service == NULL:
+            service_text = service_of(host, port, &numeric)
+            service = service_text
     elif port is not None:
         service = digits_of(port_of(port, "getaddrinfo()"), digits)
     if host is not None:
@@ -329,15 +349,20 @@ def addresses_of(object bind, int family):
 
 
 # getaddrinfo() costs 0.1 microseconds in C; a function with six keywords that Cython makes costs as much again before
-# its first line. So this one takes its arguments as CPython hands them over (vectorcall), and is bound to the class of
-# its result, which saves looking it up.
+# its first line. So this one takes its arguments as CPython hands them over (vectorcall), and is bound to what it
+# needs, the class of its result and the names of its arguments, which saves looking them up.
 
-cdef int place_of(const char *name) noexcept:
-    if name[0] == b"h" or name[0] == b"t":
-        return 0 if strcmp(name, "host") == 0 else 3 if strcmp(name, "type") == 0 else -1
-    if name[0] == b"f":
-        return 2 if strcmp(name, "family") == 0 else 5 if strcmp(name, "flags") == 0 else -1
-    return 4 if strcmp(name, "proto") == 0 else 1 if strcmp(name, "port") == 0 else -1
+cdef int place_of(tuple names, PyObject *name) except -2:
+    """Which argument a keyword names; -1 for none. A call's keywords are interned, so they are mostly the same object
+    as ours."""
+    cdef int at
+    for at in range(6):
+        if PyTuple_GET_ITEM(names, at) == name:
+            return at
+    for at in range(6):
+        if c.PyUnicode_Compare(<object>PyTuple_GET_ITEM(names, at), <object>name) == 0:
+            return at
+    return -1
 
 
 cdef int hint_of(object value, int at) except? -1:
@@ -358,9 +383,11 @@ cdef class Resolver:
     """What the function is bound to, so that it need not be looked up."""
 
     cdef type result
+    cdef tuple names
 
     def __cinit__(self):
         self.result = AddrInfo
+        self.names = ("host", "port", "family", "type", "proto", "flags")
 
     @property
     def getaddrinfo(self):
@@ -382,7 +409,7 @@ cdef object vectorcall(Resolver resolver, PyObject *const *args, Py_ssize_t give
         values[at] = args[at] if at < given else NULL
     if names != NULL:
         for n in range(PyTuple_GET_SIZE(<object>names)):
-            at = place_of(c.PyUnicode_AsUTF8AndSize(<object>PyTuple_GET_ITEM(<object>names, n), NULL))
+            at = place_of(resolver.names, PyTuple_GET_ITEM(<object>names, n))
             if at < 0 or values[at] != NULL:
                 raise TypeError(f"getaddrinfo() takes no argument {(<tuple><object>names)[n]!r}, or not twice")
             values[at] = args[given + n]

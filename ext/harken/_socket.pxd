@@ -82,7 +82,7 @@ cdef class Socket:
     cdef bint waited_in_the_kernel(self) noexcept
     cdef bytes received(self, transfer_t *what, Py_ssize_t size)
     cdef Py_ssize_t receive_into(
-        self, transfer_t *what, int call, object buffer, object size, object flags, str name
+        self, transfer_t *what, int call, object buffer, object size, object flags, const char *name
     ) except -1
     cdef tuple receive_message(
         self, net_buffer_t *buffers, size_t count, bytes data, Py_ssize_t room, int flags, str call

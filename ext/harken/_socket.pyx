@@ -55,6 +55,7 @@ include "move.pxi"
 
 cdef enum:
     BATCH = 64  # how many connections one trip into C takes at the most
+    FEW = 4  # buffers of sendmsg() for which nothing is allocated
     TIMED_OUT = -2  # no error number of any system
 
 
@@ -459,8 +460,7 @@ cdef class Socket:
                 c.net_raise(error)
 
     cdef Socket take(self, type kind, net_socket_t handle, bint blocks):
-        """A connection becomes an object; if there is no memory for one, it is closed. ``kind`` is Socket: whoever
-        takes many looks it up once."""
+        """A connection becomes an object; if there is no memory for one, it is closed. ``kind`` is Socket."""
         cdef Socket connection
         try:
             connection = <Socket>c.object_of(kind)
@@ -473,23 +473,26 @@ cdef class Socket:
         return connection
 
     cdef int take_all(self, net_socket_t *taken, int count, list found) except -1:
-        cdef int n = 0
-        cdef Socket connection
-        cdef type kind = Socket
+        """The same for many: all but the first are made as copies."""
+        cdef int n = 1
+        cdef Socket connection, first
         try:
-            while n < count:
-                n += 1
-                connection = self.take(kind, taken[n - 1], False)
-                connection.seconds = 0
+            connection = first = self.take(Socket, taken[0], False)
+            first.seconds = 0
+            while True:
                 if self.at_accept is not None:
                     self.apply_at_accept(connection)
                 found.append(connection)
+                if n == count:
+                    return 0
+                connection = <Socket>c.object_like(first)
+                connection.handle = taken[n]
+                n += 1
         except BaseException:
             while n < count:
                 c.net_close(taken[n])
                 n += 1
             raise
-        return 0
 
     cdef void apply_at_accept(self, Socket connection) noexcept:
         """Sets on a connection the options that it does not inherit from this listener."""
@@ -644,7 +647,7 @@ cdef class Socket:
         return data if done >= size else PyBytes_FromStringAndSize(PyBytes_AS_STRING(data), done)
 
     cdef Py_ssize_t receive_into(
-        self, transfer_t *what, int call, object buffer, object size, object flags, str name
+        self, transfer_t *what, int call, object buffer, object size, object flags, const char *name
     ) except -1:
         """The arguments are looked at from the left to the right, as the standard library does."""
         cdef Py_buffer view
@@ -652,12 +655,12 @@ cdef class Socket:
         try:
             PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         except BufferError as error:
-            raise TypeError(f"{name}(): buffer must be writable and contiguous: {error}") from None
+            raise TypeError(f"{name.decode()}(): buffer must be writable and contiguous: {error}") from None
         try:
             nbytes = size
             prepare(what, call, int_of(flags, "flags"))
             if nbytes < 0:
-                raise ValueError(f"negative buffersize in {name}")
+                raise ValueError(f"negative buffersize in {name.decode()}")
             if nbytes > view.len:
                 raise ValueError("buffer too small for requested bytes")
             what.data, what.size = <char *>view.buf, nbytes or view.len
@@ -667,7 +670,7 @@ cdef class Socket:
         finally:
             PyBuffer_Release(&view)
 
-    def recv(self, Py_ssize_t bufsize, flags=0):
+    def recv(self, Py_ssize_t bufsize, flags=0, /):
         """recv(2): up to ``bufsize`` bytes; an empty result means that the peer has shut its side down.
 
         Waits for the first as long as the timeout allows. Raises TimeoutError, BlockingIOError when nothing is there
@@ -727,7 +730,7 @@ cdef class Socket:
         """recvmsg(2) into several buffers, one after the other: ``(bytes received, ancillary data, flags of the
         message, address)``."""
         cdef int how = int_of(flags, "flags")
-        cdef Buffers into = Buffers()
+        cdef Buffers into = Buffers.__new__(Buffers)
         into.take(tuple(buffers), PyBUF_SIMPLE | PyBUF_WRITABLE)
         return self.receive_message(into.vector, into.used, None, ancbufsize, how, "recvmsg_into()")
 
@@ -755,7 +758,7 @@ cdef class Socket:
             c.net_control_drop(what.control, what.control_size)  # descriptors that nobody would know of
             raise
 
-    def send(self, data, flags=0):
+    def send(self, data, flags=0, /):
         """send(2): as much of ``data`` as the system takes; returns how much that was. SIGPIPE is not raised.
 
         Waits for room as long as the timeout allows. Raises TimeoutError, BlockingIOError when there is no room and the
@@ -771,7 +774,7 @@ cdef class Socket:
         finally:
             PyBuffer_Release(&view)
 
-    def sendall(self, data, flags=0):
+    def sendall(self, data, flags=0, /):
         """send(2) until all of ``data`` is sent. The timeout limits the whole call."""
         cdef Py_buffer view
         cdef transfer_t what
@@ -807,21 +810,22 @@ cdef class Socket:
         finally:
             PyBuffer_Release(&view)
 
-    def sendmsg(self, buffers, ancdata=(), flags=0, address=None):
+    def sendmsg(self, buffers, ancdata=(), flags=0, address=None, /):
         """sendmsg(2), on Windows WSASend(): the buffers one after the other, as much as the system takes.
 
         ``ancdata`` is a sequence of ``(level, type, data)``, for descriptors over unix sockets; Windows has no such
         thing and refuses it, and an ``address``, with EOPNOTSUPP.
         """
         cdef transfer_t what
-        cdef Buffers of = Buffers()
+        cdef Buffers of = Buffers.__new__(Buffers)
         cdef bytearray control
         prepare(&what, SENDMSG, int_of(flags, "flags"))
         of.take(tuple(buffers), PyBUF_SIMPLE)
-        control = control_of(ancdata)
+        if type(ancdata) is not tuple or PyTuple_GET_SIZE(ancdata):
+            control = control_of(ancdata)
+            what.control_size = len(control)
+            what.control = <char *>control if what.control_size else NULL
         what.buffers, what.count = of.vector, of.used
-        what.control_size = len(control)
-        what.control = <char *>control if what.control_size else NULL
         if address is not None:
             locate(address, self.domain, &what.address, &what.length, "sendmsg()")
         return self.transfer(&what, self.deadline())
@@ -1311,21 +1315,28 @@ cdef class Buffers:
     cdef Py_buffer *views
     cdef net_buffer_t *vector
     cdef size_t held, used
+    cdef Py_buffer few_views[FEW]
+    cdef net_buffer_t few[FEW]
 
     def __dealloc__(self):
         cdef size_t n
         for n in range(self.held):
             PyBuffer_Release(&self.views[n])
-        PyMem_Free(self.views)
-        PyMem_Free(self.vector)
+        if self.views != self.few_views:
+            PyMem_Free(self.views)
+        if self.vector != self.few:
+            PyMem_Free(self.vector)
 
     cdef int take(self, tuple parts, int flags) except -1:
         """The objects stand in a tuple, which no ``__buffer__`` can change meanwhile."""
         cdef size_t count = PyTuple_GET_SIZE(parts), n
-        self.views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
-        self.vector = <net_buffer_t *>PyMem_Calloc(count + 1, sizeof(net_buffer_t))
-        if self.views == NULL or self.vector == NULL:
-            raise MemoryError
+        if count <= FEW:
+            self.views, self.vector = self.few_views, self.few
+        else:
+            self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
+            self.vector = <net_buffer_t *>PyMem_Calloc(count, sizeof(net_buffer_t))
+            if self.views == NULL or self.vector == NULL:
+                raise MemoryError
         for n in range(count):
             try:
                 PyObject_GetBuffer(<object>PyTuple_GET_ITEM(parts, n), &self.views[n], flags)
@@ -1400,17 +1411,17 @@ cdef object makefile(Socket self, mode, buffering, encoding, errors, newline):
     return text
 
 
-cdef int int_of(object value, str name) except? -1:
+cdef int int_of(object value, const char *name) except? -1:
     """An argument that C takes as an int: an int or what has ``__index__``; a float is none."""
     cdef int beyond = 0
     cdef long long number
     if type(value) is not int:
         if not c.PyIndex_Check(value):
-            raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+            raise TypeError(f"{name.decode()} must be an int, not {type(value).__name__}")
         value = PyNumber_Index(value)
     number = c.PyLong_AsLongLongAndOverflow(value, &beyond)
     if beyond or number != <int>number:
-        raise OverflowError(f"{name} is too large for C: {shown(value)}")
+        raise OverflowError(f"{name.decode()} is too large for C: {shown(value)}")
     return <int>number
 
 
@@ -1425,12 +1436,13 @@ cdef bint in_main_thread() except -1:
 cdef double default_timeout() except? -2:
     """`socket.getdefaulttimeout()`, -1 for None. Where nobody has loaded `_socket`, nobody has set one."""
     global getdefaulttimeout
-    if getdefaulttimeout is None:
+    ask = getdefaulttimeout
+    if ask is None:
         loaded = modules.get("_socket")
         if loaded is None:
             return -1
-        getdefaulttimeout = loaded.getdefaulttimeout
-    seconds = getdefaulttimeout()
+        getdefaulttimeout = ask = loaded.getdefaulttimeout
+    seconds = ask()
     return -1 if seconds is None else seconds
 
 

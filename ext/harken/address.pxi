@@ -185,6 +185,26 @@ cdef int encode_path(object address, net_address_t *to, net_length_t *length) ex
     return 0
 
 
+cdef str text_of_ipv4(const unsigned char *number):
+    """As inet_ntop() writes it, which prints with printf() and takes as long as the rest of accept() outside of the
+    system."""
+    cdef char text[16]
+    cdef Py_ssize_t at = 0, n
+    cdef unsigned int part
+    for n in range(4):
+        part = number[n]
+        if part >= 100:
+            text[at] = <char>(48 + part // 100)
+            at += 1
+        if part >= 10:
+            text[at] = <char>(48 + part // 10 % 10)
+            at += 1
+        text[at] = <char>(48 + part % 10)
+        text[at + 1] = b"."
+        at += 2
+    return PyUnicode_DecodeASCII(text, at - 1, NULL)
+
+
 cdef object decode(const sockaddr *address, size_t length):
     """The address as the standard library would write it."""
     cdef char text[c.INET6_ADDRSTRLEN]
@@ -197,8 +217,7 @@ cdef object decode(const sockaddr *address, size_t length):
     if length == 0:
         return None
     if address.sa_family == c.AF_INET:
-        c.inet_ntop(c.AF_INET, &ipv4.sin_addr, text, sizeof(text))
-        return text.decode("ascii"), c.ntohs(ipv4.sin_port)
+        return text_of_ipv4(<const unsigned char *>&ipv4.sin_addr), c.ntohs(ipv4.sin_port)
     if address.sa_family == c.AF_INET6:
         c.inet_ntop(c.AF_INET6, &ipv6.sin6_addr, text, sizeof(text))
         return text.decode("ascii"), c.ntohs(ipv6.sin6_port), c.ntohl(ipv6.sin6_flowinfo), ipv6.sin6_scope_id
