@@ -84,6 +84,59 @@ def test_functions_can_be_sent_to_another_process(tmp_path: Any) -> None:
     assert child.stdout == "1\n"
 
 
+def own_methods() -> list[Any]:
+    found = []
+    for module, name in NAMES:
+        kind = getattr(module, name)
+        for member in dir(kind) if isinstance(kind, type) else []:
+            owner = next(one for one in kind.__mro__ if member in vars(one))
+            if not member.startswith("_") and "harken" in owner.__module__ and callable(getattr(kind, member)):
+                found.append(pytest.param(kind, owner, member, id=f"{name}.{member}"))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "owner", "name"), own_methods())
+def test_a_method_has_its_name_and_can_be_pickled(kind: type, owner: type, name: str) -> None:
+    method = getattr(kind, name)
+    assert method.__name__ == name
+    assert method.__qualname__ == f"{owner.__name__}.{name}"
+    assert method.__doc__
+    assert "self" not in inspect.signature(method).parameters or not inspect.ismethod(method)
+    assert pickle.loads(pickle.dumps(method)) == method
+
+
+def test_dir_of_asyncio_has_its_public_names_and_no_other() -> None:
+    assert {name for name in dir(harken.asyncio) if not name.startswith("__")} == set(harken.asyncio.__all__)
+
+
+def test_asyncio_needs_no_import_of_its_own() -> None:
+    code = "import harken; print(harken.asyncio.start_server.__module__, harken.asyncio.start_server.__qualname__)"
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=CHILD_ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert child.stdout == "harken.asyncio start_server\n"
+
+
+def test_reprs_say_what_it_is_and_in_which_state() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        url, (listener,) = listeners[0].url, listeners
+        assert repr(listeners) == f"<harken.Listeners {url}>"
+        assert repr(listener) == f"<harken.Listener {url}>"
+        with listeners.acceptor() as acceptor:
+            assert repr(acceptor) == f"<harken.Acceptor {acceptor.stats().engine}, 1 listener, 0 open>"
+        assert repr(acceptor) == "<harken.Acceptor closed, 0 open>"
+    assert (repr(listeners), repr(listener)) == ("<harken.Listeners closed>", "<harken.Listener closed>")
+    with harken.getaddrinfo("127.0.0.1", 80, type=harken.SOCK_STREAM) as addresses:
+        assert repr(addresses) == f"<AddrInfo [{addresses[0]!r}]>"
+    assert repr(addresses) == "<AddrInfo, closed>"
+    with harken.Socket(harken.AF_INET, harken.SOCK_STREAM, 0) as sock:
+        assert repr(sock).startswith(f"<harken.Socket fd={sock.fileno()}, family=2, type=1, proto=")
+    assert repr(sock) == "<harken.Socket, closed>"
+    assert repr(harken.Bind(":8080?ttl=5")) == "Bind(':8080?ttl=5')"
+    assert repr(harken.Options(ttl=5, reuse_port="join")) == "Options(reuse_port='join', ttl=5)"
+    assert eval(repr(harken.Options(ttl=5)), {"Options": harken.Options}) == harken.Options(ttl=5)
+
+
 @each_name
 def test_it_has_a_signature(module: Any, name: str) -> None:
     value = getattr(module, name)

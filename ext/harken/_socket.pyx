@@ -1563,12 +1563,16 @@ def drops_of(handle):
     return of_handle(handle, drops_at)
 
 
-cdef object closed_each(tuple sockets, void *nothing):
+@cython.binding(True)  # it becomes a method
+def close_each(self):
+    """Closes them all; an error of one is raised when all are closed."""
     cdef int error = 0
     cdef Py_ssize_t n
     cdef Socket sock
-    for n in range(PyTuple_GET_SIZE(sockets)):
-        sock = <Socket?><object>PyTuple_GET_ITEM(sockets, n)
+    if not isinstance(self, tuple):
+        raise TypeError(f"close() is a method of Listeners, not of {type(self).__name__}")
+    for n in range(PyTuple_GET_SIZE(self)):
+        sock = <Socket?><object>PyTuple_GET_ITEM(self, n)
         # As the close() of UnixListener, but without a line of Python, in which a signal handler might raise: then the
         # others would stay open.
         entry = getattr(sock, "entry", None) if sock.domain == c.AF_UNIX else None
@@ -1577,19 +1581,6 @@ cdef object closed_each(tuple sockets, void *nothing):
         error = sock.shut() or error
     if error:
         c.net_raise(error)
-
-
-cdef c.PyMethodDef CLOSE_EACH = c.PyMethodDef(
-    "close",
-    <void *>closed_each,
-    c.METH_NOARGS,
-    b"""close($self, /)
---
-
-Closes them all; an error of one is raised when all are closed.""",
-)
-# A method for a class that is a tuple of sockets: a plain function of a compiled module would not become one.
-close_each = c.PyDescr_NewMethod(tuple, &CLOSE_EACH)
 
 
 def state_of(Socket sock not None):

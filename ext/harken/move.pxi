@@ -270,31 +270,24 @@ def duplicate(handle, tuple kind, timeout, made):
     return made
 
 
-cdef object sockets_of(tuple listeners, void *nothing):
+@cython.binding(True)  # it becomes a method
+def sockets(self):
+    """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves, of all or of none.
+
+    A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a
+    spawned worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)
+    """
     room_for = load("harken._handover").room_for
     cdef list made = [], timeouts = []
-    for listener in listeners:
+    if not isinstance(self, tuple):
+        raise TypeError(f"sockets() is a method of Listeners, not of {type(self).__name__}")
+    for listener in self:
         (<Socket?>listener).must_be_open()
         will_move(listener, "sockets()")
         made.append(room_for(listener))
         timeouts.append((<Socket>listener).gettimeout())
-    move_each(listeners, made, timeouts, BY_SOCKETS, False)
+    move_each(<tuple>self, made, timeouts, BY_SOCKETS, False)
     return made
-
-
-cdef c.PyMethodDef SOCKETS = c.PyMethodDef(
-    "sockets",
-    <void *>sockets_of,
-    c.METH_NOARGS,
-    b"""sockets($self, /)
---
-
-The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves, of all or of none.
-
-A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a spawned
-worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)""",
-)
-sockets = c.PyDescr_NewMethod(tuple, &SOCKETS)
 
 
 # ---------------------------------------------------------------------------- into a Socket

@@ -188,7 +188,7 @@ class Listeners(tuple[Listener, ...]):
         return Acceptor(self, batch=batch, limit=limit, on_overload=on_overload, engine=engine)
 
     sockets = sockets  # compiled: all move in one step, or none
-    close = close_each  # compiled: a loop here would cost as much as making a listener
+    close = close_each  # compiled: no signal handler runs between two of them
 
     def __enter__(self) -> typing.Self:
         return self
@@ -198,6 +198,10 @@ class Listeners(tuple[Listener, ...]):
 
     def __repr__(self) -> str:
         return f"<harken.Listeners {', '.join(map(str, self))}>"
+
+
+for _method, _name in ((Listeners.sockets, "sockets"), (Listeners.close, "close")):  # as functions of this class
+    _method.__module__, _method.__name__, _method.__qualname__ = __name__, _name, f"Listeners.{_name}"
 
 
 class IncompleteListeners(Listeners):

@@ -76,6 +76,9 @@ class Options:
         if self.exclusive and self.reuse_port:
             raise ValueError("reuse_port shares the port, and exclusive forbids that: give one of them")
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self)})"
+
     def __iter__(self) -> Iterator[str]:
         """The names of those that are set."""
         return (one.name for one in fields(self) if getattr(self, one.name) is not None)

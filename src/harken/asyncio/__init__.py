@@ -28,5 +28,10 @@ for _part in PARTS:
     load(f"harken.{_part}")
 idna("harken\u00e9")
 
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 for _public in (Server, create_server, start_server):
     _public.__module__ = __name__  # where programs import them from

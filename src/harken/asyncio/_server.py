@@ -79,9 +79,11 @@ class Server(asyncio.AbstractServer):
     # ------------------------------------------------------------------ as asyncio.Server
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the server runs on."""
         return self._loop
 
     def is_serving(self) -> bool:
+        """Whether the server accepts connections now."""
         return self._acceptor is not None
 
     @property
