@@ -462,6 +462,7 @@ static void what_threads_share(void)
 {
     net_lock_t lock;
     net_waker_t waker;
+    net_pollfd_t polled;
     long number = 5;
     net_lock_init(&lock);
     net_lock(&lock);
@@ -470,9 +471,17 @@ static void what_threads_share(void)
     net_yield();
     net_lock(&lock); /* it was given back */
     net_unlock(&lock);
-    CHECK(net_waker_open(&waker) == 0);
+    net_waker_none(&waker);
+    CHECK(net_waker_handle(&waker) == NET_INVALID);
+    CHECK(net_waker_open(&waker) == 0 && net_waker_handle(&waker) != NET_INVALID);
+    CHECK(!net_waker_calm(&waker));
     net_waker_pull(&waker);
+    polled.fd = net_waker_handle(&waker);
+    polled.events = POLLIN;
+    polled.revents = 0;
+    CHECK(net_poll(&polled, 1, SOON) == 1 && polled.revents & POLLIN);
     net_waker_calm(&waker);
+    CHECK(net_poll(&polled, 1, 0) == 0);
     net_waker_pull(&waker); /* calm, it can be pulled again */
     net_waker_calm(&waker);
     net_waker_close(&waker);
@@ -481,6 +490,8 @@ static void what_threads_share(void)
 static void numbers_mean_the_same(void)
 {
     double now = net_monotonic();
+    net_pause(2);
+    CHECK(net_monotonic() > now);
     CHECK(net_backlog(7) == 7);
     CHECK(net_has_family(AF_INET) == 0 || net_has_family(AF_INET6) == 0); /* never both away */
     CHECK(!net_overloaded(0) && !net_overloaded(NET_EBADF) && !net_forbidden(NET_EBADF));
@@ -630,7 +641,7 @@ static void no_handle_is_left(void)
     s = 1;
     error = net_duplicate(listener, &s); /* Linux finds the smallest number, 0, to be beyond the limit */
     CHECK((error == EMFILE || error == EINVAL) && s == NET_INVALID);
-    CHECK(net_waker_open(&waker) == EMFILE && waker.read == -1 && waker.write == -1);
+    CHECK(net_waker_open(&waker) == EMFILE && net_waker_handle(&waker) == NET_INVALID);
     CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
     CHECK(net_accept(listener, 1, NULL, NULL, &s) == 0);
     CHECK(net_close(s) == 0 && net_close(client) == 0 && net_close(listener) == 0);

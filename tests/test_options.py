@@ -1,6 +1,6 @@
 """Every option: what is asked for, what the system then says, what connections have of it, and what it does.
 
-The numbers of the options stand here once more, so that a wrong one in platform/options.h cannot agree with itself.
+The numbers of the options stand here once more, so that a wrong one in platform/on_linux.h cannot agree with itself.
 """
 
 from __future__ import annotations
@@ -1265,7 +1265,7 @@ def test_signatures_have_every_option() -> None:
 @linux_only
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_table_names_the_constants_that_are_set(name: str) -> None:
-    """The table and platform/options.h, written apart from each other, agree where Python names the constants too."""
+    """The table and platform/on_linux.h, written apart from each other, agree where Python names the constants too."""
     constants = TABLE[name].sets[0].split(", ")
     for constant, (level, number) in zip(constants, OPTIONS[name][:2], strict=False):
         known = getattr(socket, constant, number)  # Python does not name all of them

@@ -39,7 +39,7 @@ OTHERS = [
     for machine in ("s390x", "aarch64")
 ]
 
-# Linux, made to look like a system that has neither accept4() nor eventfd(): the other half of on_posix.h.
+# Linux, made to look like a system that harken does not know, without accept4() and eventfd(): on_other.h.
 OLDER_SYSTEM = """
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -174,14 +174,24 @@ def test_the_contract_is_kept_on_other_processors(triplet: str, tmp_path: Path) 
     assert last_line(emulator, "-L", f"/usr/{triplet}", program) == "ok"
 
 
+SYSTEMS = [path.name for path in sorted(ROOM.glob("on_*.h")) if path.name != "on_posix.h"]
+
+
 def functions(header: str) -> set[str]:
-    return set(re.findall(r"^static inline [\w ]+?\**(net_\w+)\(", (ROOM / header).read_text("utf-8"), re.MULTILINE))
+    """Those that are defined in a header of the room, and in what it includes of the room."""
+    text = (ROOM / header).read_text("utf-8")
+    found = set(re.findall(r"^static inline [\w ]+?\**(net_\w+)\([^;{]*\{", text, re.MULTILINE))
+    for included in re.findall(r'^#include "platform/(.+)"', text, re.MULTILINE):
+        if header != "net.h" and included != "net.h":
+            found |= functions(included)
+    return found
 
 
 def test_the_contract_is_exercised_whole() -> None:
     exercised = set(re.findall(r"\bnet_\w+", (HERE / "flow.c").read_text(encoding="utf-8")))
-    contract = functions("net.h") | functions("on_posix.h") & functions("on_windows.h")
-    assert len(contract) > 30
+    everywhere = set.intersection(*map(functions, SYSTEMS))
+    contract = functions("net.h") | everywhere
+    assert len(everywhere) > 30
     assert contract - exercised == set()
 
 
@@ -277,10 +287,24 @@ def test_the_room_is_one_contract_and_one_file_a_platform() -> None:
     promised = {name for line in contract.splitlines() for name in re.findall(r"^ \*   (.+?)  +", line)}
     promised = {name.rstrip("*") for names in promised for name in re.split(r",\s*", names) if name.startswith("net_")}
     assert len(promised) > 15
-    for file in ("on_posix.h", "on_windows.h"):
+    assert {"on_bsd.h", "on_darwin.h", "on_linux.h", "on_other.h", "on_windows.h"} == set(SYSTEMS)
+    for file in SYSTEMS:
         defined = functions("net.h") | functions(file)
         missing = {name for name in promised if not any(have.startswith(name) for have in defined)}
-        assert missing == set(), file
+        assert missing <= {"net_options"}, file
+        assert (ROOM / file).read_text("utf-8").count("net_options[] = {") == 1
+
+
+def test_which_system_it_is_is_asked_where_a_file_is_chosen() -> None:
+    """And in the BSDs' own file, where their C functions differ in a type, and of Python's."""
+    asks = re.compile(r"__linux__|_WIN32\b|__APPLE__|__\w+BSD__|__DragonFly__")
+    asking = {str(path.relative_to(ROOM)) for path in ROOM.rglob("*.h") if asks.search(path.read_text("utf-8"))}
+    choosing = {"net.h", "paths.h", "engines/engine.h"}
+    assert {name.replace(os.sep, "/") for name in asking} == choosing | {
+        "on_bsd.h",
+        "engines/kqueue.h",
+        "cpython/raise.h",
+    }
 
 
 @pytest.mark.parametrize("call", ["getaddrinfo", "freeaddrinfo", "bind", "listen"])

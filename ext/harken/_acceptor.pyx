@@ -620,7 +620,7 @@ cdef class Acceptor:
             if tries < YIELDS:
                 c.net_yield()
             else:
-                c.net_engine_doze()
+                c.net_pause(1)
             tries += 1
             lock(self.gauge)
         return self.gauge.engine != NULL

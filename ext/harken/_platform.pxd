@@ -110,6 +110,7 @@ cdef extern from "platform/net.h" nogil:
     void net_waker_pull(net_waker_t *waker)
     void net_waker_close(net_waker_t *waker)
     int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
+    void net_pause(int milliseconds)
     int net_describe(net_socket_t s, int *family, int *type, int *proto)
     int net_listening(net_socket_t s, int *on)
     bint net_taken(int error)
@@ -177,7 +178,6 @@ cdef extern from "platform/engines/engine.h" nogil:
         net_lock_t *lock
         net_failures_t failures
     const char *net_engine_name(int index)
-    void net_engine_doze()
     int net_engine_open(const char *name, const net_socket_t *listeners, int count, net_engine_t **engine)
     void net_engine_close(net_engine_t *engine)
     void net_engine_abandon(net_engine_t *engine)
@@ -229,7 +229,6 @@ cdef extern from "platform/paths.h" nogil:
     int net_file_of(net_socket_t s, unsigned long long *inode)
     bint net_begins_with(net_socket_t s, int mode)
     int net_file_way(const net_folder_t *folder, const char *name, char *path, size_t size)
-    void net_pause(int milliseconds)
 
 cdef extern from "platform/cpython/raise.h":
     int net_raise(int number) except -1

@@ -1,7 +1,7 @@
 """The options of a listening socket: one table.
 
-To add an option, add a row to `TABLE`, and its number on each system to ``net_options`` in
-``ext/harken/platform/options.h``; then run ``.ci/options``, which writes what follows from the table: the signatures of
+To add an option, add a row to `TABLE`, and its number to ``net_options`` of each system that has it
+(``ext/harken/platform/on_*.h``); then run ``.ci/options``, which writes what follows from the table: the signatures of
 `harken.listen`, `harken.bind` and of harken.asyncio's functions, the fields of `Options`, and the tables of
 docs/options.md.
 """
@@ -124,7 +124,7 @@ class Option:
         self.read_back = read_back
         """For the documentation: what ``Listener.options`` says."""
         self.sockopt = sockopt
-        """It is an option of setsockopt(), with a number in ``platform/options.h`` where the system has it."""
+        """It is an option of setsockopt(), with a number in ``platform/on_*.h`` where the system has it."""
         self.apply = apply
         """Sets it, where that takes something else than setsockopt() with its number."""
         self.get = get

@@ -25,7 +25,9 @@
  *                               the caller's business
  *   net_limit                   how long the kernel waits, by the caller's SO_RCVTIMEO and SO_SNDTIMEO
  *   net_control_*               ancillary data: written, read, and descriptors in them closed
- *   net_wait, net_waker_*       wait for a handle and for a waker that another thread can pull
+ *   net_wait, net_waker_*       wait for a handle and for a waker that another thread can pull: see wakers/
+ *   net_poll                    poll(); its error is net_last_error()
+ *   net_pause                   sleeps for milliseconds
  *   net_duplicate               a second handle of the same socket
  *   net_describe                family, type and protocol of a handle that came from elsewhere
  *   net_listening               has listen() been called?
@@ -41,13 +43,13 @@
  *   net_died_waiting            does this error of accept() concern one connection only?
  *   net_forbidden, net_overloaded  was it refused by a rule? for want of descriptors or memory?
  *   net_scope_name              the interface behind a scope id
- *   net_vsock_put, net_vsock_get  the address of a virtual machine's socket, where the system has them
- *   (options.h)                 the options of sockets that this system has
+ *   net_vsock_put, net_vsock_get  a context id and a port, as `vsock://2:1024` has them; 0 where there is no such family
+ *   net_options                 the options of sockets that this system has: see options.h
  *   (numbers.h)                 families, types and the like by their names
  *   net_monotonic               seconds on a clock that never jumps
  *   net_lock, net_unlock, net_yield  between threads, for a short time
  *   net_add, net_get, net_swap  numbers that threads share
- *   (engine.h)                  taking connections from many listeners
+ *   (engines/engine.h)          taking connections from many listeners
  */
 #ifndef HARKEN_NET_H
 #define HARKEN_NET_H
@@ -55,63 +57,19 @@
 /* Values of net_wait. */
 enum { NET_TIMED_OUT = 0, NET_READY = 1, NET_WOKEN = 2 };
 
-#include <stddef.h>
-
-#ifdef _WIN32
+#if defined(_WIN32)
 #include "platform/on_windows.h"
+#elif defined(__linux__)
+#include "platform/on_linux.h"
+#elif defined(__APPLE__)
+#include "platform/on_darwin.h"
+#elif defined(__FreeBSD__) || defined(__NetBSD__) || defined(__OpenBSD__) || defined(__DragonFly__)
+#include "platform/on_bsd.h"
 #else
-#include "platform/on_posix.h"
+#include "platform/on_other.h"
 #endif
-
-#include "platform/options.h"
-
-/* Any address that this package can name: large enough for each family, and no larger than it must be. */
-typedef union {
-    struct sockaddr any;
-    struct sockaddr_in in;
-    struct sockaddr_in6 in6;
-    struct sockaddr_un un;
-} net_address_t;
-
-/* Where the path stands in a sockaddr_un, and how many bytes it may have. */
-#define NET_PATH_AT offsetof(struct sockaddr_un, sun_path)
-#define NET_PATH_ROOM (sizeof(struct sockaddr_un) - NET_PATH_AT)
 
 #include "platform/numbers.h"
-
-/* A context id and a port, as `vsock://2:1024` has them. 0 where the system has no such family. */
-static inline int net_vsock_put(net_address_t *address, unsigned cid, unsigned port, net_length_t *length)
-{
-#ifdef NET_VSOCK
-    struct sockaddr_vm *vm = (struct sockaddr_vm *)address;
-    memset(address, 0, sizeof *address);
-    vm->svm_family = AF_VSOCK;
-    vm->svm_cid = cid;
-    vm->svm_port = port;
-    *length = sizeof *vm;
-    return 1;
-#else
-    (void)address;
-    (void)cid;
-    (void)port;
-    *length = 0;
-    return 0;
-#endif
-}
-
-static inline int net_vsock_get(const struct sockaddr *address, unsigned *cid, unsigned *port)
-{
-#ifdef NET_VSOCK
-    const struct sockaddr_vm *vm = (const struct sockaddr_vm *)address;
-    *cid = vm->svm_cid;
-    *port = vm->svm_port;
-    return vm->svm_family == AF_VSOCK;
-#else
-    (void)address;
-    *cid = *port = 0;
-    return 0;
-#endif
-}
 
 /* An accept4() of Linux that finds nothing costs half as much again as one that finds a connection, for it makes the new
  * socket first. So whoever takes all that wait asks before how many that are, for a tenth of that: -1 when the system

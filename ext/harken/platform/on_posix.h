@@ -1,4 +1,5 @@
-/* BSD sockets: Linux, macOS, the BSDs. The contract is in net.h. */
+/* What all systems with BSD sockets do alike. The contract is in net.h; the system's own file includes this one, and has
+ * what it does in its own way. No system is asked for here, only whether a name is there. */
 #ifndef HARKEN_ON_POSIX_H
 #define HARKEN_ON_POSIX_H
 
@@ -22,20 +23,12 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/eventfd.h>
-#if __has_include(<linux/vm_sockets.h>)
-#include <linux/vm_sockets.h>
-#define NET_VSOCK 1
-#endif
-#endif
-#ifdef __APPLE__
-#include <libproc.h>
-#endif
 
 typedef int net_socket_t;
 typedef socklen_t net_length_t;
 typedef struct iovec net_buffer_t;
+
+#include "platform/address.h"
 
 #define NET_INVALID (-1)
 #define NET_WAITS_BY_POLL 0 /* a blocking socket blocks in the call itself */
@@ -66,52 +59,6 @@ typedef struct iovec net_buffer_t;
 
 #define NET_AI_NUMERICSERV AI_NUMERICSERV
 
-#if defined(__linux__)
-#define NET_SYSTEM "Linux"
-#elif defined(__APPLE__)
-#define NET_SYSTEM "macOS"
-#elif defined(__FreeBSD__)
-#define NET_SYSTEM "FreeBSD"
-#elif defined(__NetBSD__)
-#define NET_SYSTEM "NetBSD"
-#elif defined(__OpenBSD__)
-#define NET_SYSTEM "OpenBSD"
-#else
-#define NET_SYSTEM "this system"
-#endif
-
-#ifdef __OpenBSD__
-#define NET_TAKES_BOTH 0
-#else
-#define NET_TAKES_BOTH 1
-#endif
-#ifdef NET_VSOCK
-#define NET_AF_VSOCK AF_VSOCK
-#else
-#define NET_AF_VSOCK (-1)
-#endif
-#ifdef __linux__
-#define NET_IPPROTO_MPTCP 262 /* in Linux's headers since 5.6, in C libraries later */
-#define NET_EXCLUSIVE_IS_A_CHOICE 0
-#define NET_JOINS_LATE 1
-#define NET_SETS_BOTH 1
-#else
-#define NET_IPPROTO_MPTCP (-1)
-#define NET_EXCLUSIVE_IS_A_CHOICE 1
-#define NET_JOINS_LATE 0
-#define NET_SETS_BOTH 0
-#endif
-
-#ifdef SOCK_CLOEXEC
-#define NET_SOCK_CLOEXEC SOCK_CLOEXEC
-#else
-#define NET_SOCK_CLOEXEC 0
-#endif
-#ifdef SOCK_NONBLOCK
-#define NET_SOCK_NONBLOCK SOCK_NONBLOCK
-#else
-#define NET_SOCK_NONBLOCK 0
-#endif
 #ifdef MSG_NOSIGNAL
 #define NET_MSG_NOSIGNAL MSG_NOSIGNAL
 #else
@@ -121,13 +68,11 @@ typedef struct iovec net_buffer_t;
 /* For one call, whatever the mode of the socket: dup() and fork() share the mode, and somebody may have changed it. */
 #define NET_DONTWAIT MSG_DONTWAIT
 #define NET_WAITALL MSG_WAITALL
-#ifdef MSG_ERRQUEUE
-#define NET_NEVER_WAITS (MSG_OOB | MSG_ERRQUEUE)
-#else
-#define NET_NEVER_WAITS MSG_OOB
-#endif
 #define NET_NEVER_GATHERS (MSG_PEEK | MSG_DONTWAIT | NET_NEVER_WAITS)
 #define NET_LIMIT_REACHED EAGAIN /* what a blocking call says after SO_RCVTIMEO or SO_SNDTIMEO */
+
+/* In the system's own file. */
+static inline int net_socket(int family, int type, int proto, net_socket_t *s);
 
 static inline int net_last_error(void) { return errno; }
 
@@ -192,54 +137,6 @@ static inline int net_duplicate(net_socket_t s, net_socket_t *copy)
 {
     *copy = fcntl(s, F_DUPFD_CLOEXEC, 0);
     return *copy < 0 ? errno : 0;
-}
-
-/* For systems that cannot make a socket close-on-exec (and non-blocking) in one call, and for SIGPIPE on macOS. */
-static inline int net_finish_socket(int nonblocking, net_socket_t *s)
-{
-    int error = 0;
-    if (NET_SOCK_CLOEXEC == 0)
-        error = net_inheritable(*s, 0);
-    if (error == 0 && NET_SOCK_NONBLOCK == 0)
-        error = net_blocking(*s, !nonblocking);
-#ifdef SO_NOSIGPIPE
-    int one = 1;
-    /* Accepted sockets have it from their listener, and a connection that died already may refuse it. */
-    (void)setsockopt(*s, SOL_SOCKET, SO_NOSIGPIPE, &one, sizeof one);
-#endif
-    if (error) {
-        net_close(*s);
-        *s = NET_INVALID;
-    }
-    return error;
-}
-
-static inline int net_socket(int family, int type, int proto, net_socket_t *s)
-{
-    *s = socket(family, type | NET_SOCK_CLOEXEC, proto);
-    if (*s < 0)
-        return errno;
-    return NET_SOCK_CLOEXEC ? 0 : net_finish_socket(0, s);
-}
-
-static inline int net_accept(net_socket_t listener, int nonblocking, struct sockaddr *peer, net_length_t *length,
-                             net_socket_t *s)
-{
-#ifdef SOCK_NONBLOCK
-    *s = accept4(listener, peer, length, SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0));
-    return *s < 0 ? errno : 0;
-#else
-    *s = accept(listener, peer, length);
-    if (*s < 0)
-        return errno;
-    /* macOS hands out connections that were reset in the queue, with an empty address. */
-    if (length && *length == 0) {
-        net_close(*s);
-        *s = NET_INVALID;
-        return ECONNABORTED;
-    }
-    return net_finish_socket(nonblocking, s);
-#endif
 }
 
 /* The connection ended, or the network had an error waiting for it, before accept() could hand it out: accept(2) of
@@ -412,61 +309,17 @@ static inline void net_control_drop(void *control, size_t control_size)
             }
 }
 
-/* A waker is one eventfd on Linux, a pipe elsewhere. Once pulled, whoever waits leaves. */
-typedef struct {
-    int read;
-    int write;
-} net_waker_t;
-
-static inline int net_waker_open(net_waker_t *waker)
+typedef struct pollfd net_pollfd_t;
+static inline int net_poll(net_pollfd_t *on, int count, int milliseconds)
 {
-#ifdef __linux__
-    waker->read = waker->write = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return waker->read < 0 ? errno : 0;
-#else
-    int ends[2], error;
-    waker->read = waker->write = -1;
-    if (pipe(ends) != 0)
-        return errno;
-    if ((error = net_inheritable(ends[0], 0)) != 0 || (error = net_inheritable(ends[1], 0)) != 0) {
-        close(ends[0]);
-        close(ends[1]);
-        return error;
-    }
-    waker->read = ends[0];
-    waker->write = ends[1];
-    return 0;
-#endif
+    return poll(on, (nfds_t)count, milliseconds);
 }
 
-static inline void net_waker_pull(net_waker_t *waker)
-{
-    static const char eight[8] = {1, 1, 1, 1, 1, 1, 1, 1}; /* the size that an eventfd takes */
-    while (write(waker->write, eight, sizeof eight) < 0 && errno == EINTR) {
-    }
-}
-
-/* Once after each pull; tells whether it was pulled. */
-static inline int net_waker_calm(net_waker_t *waker)
-{
-    char eight[8];
-    ssize_t got;
-    while ((got = read(waker->read, eight, sizeof eight)) < 0 && errno == EINTR) {
-    }
-    return got > 0;
-}
-
-static inline void net_waker_close(net_waker_t *waker)
-{
-    if (waker->write != waker->read)
-        close(waker->write);
-    close(waker->read);
-    waker->read = waker->write = -1;
-}
+static inline void net_pause(int milliseconds) { (void)poll(NULL, 0, milliseconds); }
 
 static inline int net_wait(net_socket_t s, short events, const net_waker_t *waker, int milliseconds, int *outcome)
 {
-    struct pollfd on[2] = {{s, events, 0}, {waker ? waker->read : -1, POLLIN, 0}};
+    struct pollfd on[2] = {{s, events, 0}, {waker ? net_waker_handle(waker) : -1, POLLIN, 0}};
     int n = poll(on, waker ? 2 : 1, milliseconds);
     *outcome = n <= 0 ? NET_TIMED_OUT : on[1].revents ? NET_WOKEN : NET_READY;
     return n < 0 ? errno : 0;
@@ -499,26 +352,6 @@ static inline int net_describe(net_socket_t s, int *family, int *type, int *prot
     return 0;
 }
 
-static inline int net_listening(net_socket_t s, int *on)
-{
-    socklen_t size = sizeof *on;
-    *on = 0;
-    if (getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0)
-        return 0;
-#ifdef __APPLE__
-    /* macOS knows the option, but not in getsockopt(). */
-    struct socket_fdinfo info;
-    *on = 0;
-    if (errno == ENOPROTOOPT) {
-        if (proc_pidfdinfo(getpid(), s, PROC_PIDFDSOCKETINFO, &info, sizeof info) != (int)sizeof info)
-            return errno ? errno : ENOTSOCK;
-        *on = (info.psi.soi_options & SO_ACCEPTCONN) != 0;
-        return 0;
-    }
-#endif
-    return errno;
-}
-
 static inline int net_taken(int error) { return error == EADDRINUSE; }
 
 /* SO_REUSEADDR lets a restarted server have its port back while old connections are in TIME_WAIT. On POSIX it does not
@@ -534,20 +367,6 @@ static inline int net_listener_defaults(net_socket_t s, int family)
     if (setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0)
         return errno;
     return 0;
-}
-
-/* Linux never lets anybody listen beside a listener, on its address or on one that overlaps. macOS and the BSDs allow a
- * specific address beside the wildcard when both have SO_REUSEADDR: without it, ours stays alone, and a restart has to
- * wait for connections in TIME_WAIT. */
-static inline int net_exclusive(net_socket_t s, int on)
-{
-#ifdef __linux__
-    (void)s;
-    return on ? 0 : EOPNOTSUPP;
-#else
-    int reuse = !on;
-    return setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) == 0 ? 0 : errno;
-#endif
 }
 
 /* EADDRNOTAVAIL when no interface has an address of this family, though one has an address of the other; 0 when it is
@@ -589,85 +408,6 @@ static inline int net_has_family(int family)
     }
     freeifaddrs(list);
     return others ? error : 0;
-}
-
-/* On Linux two sockets may be bound to one address when both have SO_REUSEADDR and neither listens; the first to listen
- * wins. Without the option on ours, nobody can join. macOS and the BSDs refuse the second bind() in any case: nothing is
- * right there. */
-static inline int net_hold(net_socket_t s, int family, int on)
-{
-#ifdef __linux__
-    int reuse = !on;
-    if (family == AF_INET || family == AF_INET6)
-        return setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse) == 0 ? 0 : errno;
-#else
-    (void)s;
-    (void)on;
-#endif
-    (void)family;
-    return 0;
-}
-
-/* Linux takes the smaller of the wish and net.core.somaxconn, whatever the wish; macOS and the BSDs read a negative
- * number as "the most", where a large one was once truncated to 16 bits. */
-static inline int net_backlog(int wished)
-{
-#ifdef __linux__
-    return wished < 0 ? INT_MAX : wished;
-#else
-    return wished;
-#endif
-}
-
-/* Linux keeps a TCP listener's queue in two fields of TCP_INFO that mean something else for connections. */
-static inline int net_queue(net_socket_t s, long *queued, long *limit)
-{
-    *queued = *limit = -1;
-#ifdef __linux__
-    struct tcp_info info;
-    socklen_t size = sizeof info;
-    memset(&info, 0, sizeof info);
-    if (getsockopt(s, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
-        return errno;
-    if (size < offsetof(struct tcp_info, tcpi_sacked) + sizeof info.tcpi_sacked)
-        return NET_ENOTSUP; /* emulators of Linux that know a part of it would tell of a queue for nobody */
-    *queued = (long)info.tcpi_unacked;
-    *limit = (long)info.tcpi_sacked;
-    return 0;
-#elif defined(SO_LISTENQLEN) && defined(SO_LISTENQLIMIT)
-    int value = 0;
-    socklen_t size = sizeof value;
-    if (getsockopt(s, SOL_SOCKET, SO_LISTENQLEN, &value, &size) != 0)
-        return errno;
-    *queued = value;
-    size = sizeof value;
-    if (getsockopt(s, SOL_SOCKET, SO_LISTENQLIMIT, &value, &size) != 0)
-        return errno;
-    *limit = value;
-    return 0;
-#else
-    (void)s;
-    return NET_ENOTSUP;
-#endif
-}
-
-/* How many connections a socket has dropped since it was made, by whatever process: Linux counts them for each. */
-static inline int net_drops(net_socket_t s, long *drops)
-{
-    *drops = -1;
-#if defined(__linux__) && defined(SO_MEMINFO)
-    uint32_t told[9]; /* SK_MEMINFO_VARS; the last is SK_MEMINFO_DROPS */
-    socklen_t size = sizeof told;
-    if (getsockopt(s, SOL_SOCKET, SO_MEMINFO, told, &size) != 0)
-        return errno;
-    if (size < sizeof told)
-        return NET_ENOTSUP;
-    *drops = (long)told[8];
-    return 0;
-#else
-    (void)s;
-    return NET_ENOTSUP;
-#endif
 }
 
 /* The name of an interface; `name` has room for IF_NAMESIZE bytes. */

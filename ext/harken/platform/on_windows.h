@@ -17,6 +17,10 @@ typedef SOCKET net_socket_t;
 typedef int net_length_t;
 typedef WSABUF net_buffer_t;
 
+#include "platform/address.h"
+#include "platform/no_vsock.h"
+#include "platform/options.h"
+
 #define NET_INVALID INVALID_SOCKET
 #define NET_WAITS_BY_POLL 1 /* every handle is non-blocking: a call that blocks could be neither woken nor interrupted */
 #define NET_WAIT_SLICE 50   /* milliseconds; Ctrl-C does not end WSAPoll(), so the main thread looks for it this often */
@@ -34,12 +38,14 @@ typedef WSABUF net_buffer_t;
 #define NET_EWOULDBLOCK WSAEWOULDBLOCK
 #define NET_EPROTONOSUPPORT WSAEPROTONOSUPPORT
 #define NET_SYSTEM "Windows"
-#define NET_AF_VSOCK (-1)
 #define NET_IPPROTO_MPTCP (-1)
 #define NET_EXCLUSIVE_IS_A_CHOICE 1
 #define NET_JOINS_LATE 0
 #define NET_SETS_BOTH 0
 #define NET_TAKES_BOTH 1
+#define NET_BUFFER_FACTOR 1
+#define NET_FASTOPEN_MOST 1
+#define NET_FASTOPEN_EARLY 1
 #define NET_EAI_SYSTEM INT_MIN /* Winsock has no such code: every EAI_* is a Winsock error number */
 
 #ifndef IF_NAMESIZE
@@ -54,6 +60,11 @@ typedef WSABUF net_buffer_t;
 #endif
 #ifndef SOMAXCONN_HINT
 #define SOMAXCONN_HINT(n) (-(n))
+#endif
+#ifndef TCP_KEEPIDLE
+#define TCP_KEEPIDLE 3
+#define TCP_KEEPCNT 16
+#define TCP_KEEPINTVL 17
 #endif
 
 #define NET_DONTWAIT 0 /* no handle here blocks */
@@ -360,50 +371,15 @@ static inline void net_control_put(void *at, int level, int type, const void *da
     memcpy(at, data, size);
 }
 
-/* A waker is a UDP socket on the loopback that is connected to itself: one handle, and no stranger can reach it. */
-typedef struct {
-    SOCKET self;
-} net_waker_t;
+#include "platform/wakers/udp.h"
 
-static inline int net_waker_open(net_waker_t *waker)
+typedef WSAPOLLFD net_pollfd_t;
+static inline int net_poll(net_pollfd_t *on, int count, int milliseconds)
 {
-    struct sockaddr_in name;
-    int length = sizeof name, error;
-    char junk;
-    error = net_socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP, &waker->self);
-    if (error)
-        return error;
-    memset(&name, 0, sizeof name);
-    name.sin_family = AF_INET;
-    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (bind(waker->self, (struct sockaddr *)&name, length) != 0 ||
-        getsockname(waker->self, (struct sockaddr *)&name, &length) != 0 ||
-        connect(waker->self, (struct sockaddr *)&name, length) != 0) {
-        error = WSAGetLastError();
-        closesocket(waker->self);
-        waker->self = INVALID_SOCKET;
-        return error;
-    }
-    /* What a stranger sent before connect() shut him out would wake everybody for ever. */
-    while (recv(waker->self, &junk, 1, 0) >= 0 || WSAGetLastError() == WSAEMSGSIZE)
-        ;
-    return 0;
+    return WSAPoll(on, (ULONG)count, milliseconds);
 }
 
-static inline void net_waker_pull(net_waker_t *waker) { (void)send(waker->self, "", 1, 0); }
-
-/* Once after each pull; tells whether it was pulled. */
-static inline int net_waker_calm(net_waker_t *waker)
-{
-    char one;
-    return recv(waker->self, &one, 1, 0) == 1;
-}
-
-static inline void net_waker_close(net_waker_t *waker)
-{
-    closesocket(waker->self);
-    waker->self = INVALID_SOCKET;
-}
+static inline void net_pause(int milliseconds) { Sleep((DWORD)milliseconds); }
 
 /* For writing, and so for connecting, by select(): before Windows 10 2004 WSAPoll() never tells of a connect() that
  * failed. A set of one socket has no FD_SETSIZE to mind. */
@@ -560,5 +536,19 @@ static inline double net_monotonic(void)
     QueryPerformanceFrequency(&per_second);
     return (double)ticks.QuadPart / (double)per_second.QuadPart;
 }
+
+/* What is inherited is what Microsoft says of accept(), and Wine does. Not here: fastopen, which is for clients; tos, which
+ * Windows takes and sends 0, for a policy decides; mss, which the SDK names and the documentation does not. */
+static const net_option_t net_options[] = {
+    NET_BOTH("nodelay", IPPROTO_TCP, TCP_NODELAY, 1),
+    NET_BOTH("keepalive", SOL_SOCKET, SO_KEEPALIVE, 1),
+    NET_BOTH("keepalive_idle", IPPROTO_TCP, TCP_KEEPIDLE, 0),
+    NET_BOTH("keepalive_interval", IPPROTO_TCP, TCP_KEEPINTVL, 0),
+    NET_BOTH("keepalive_count", IPPROTO_TCP, TCP_KEEPCNT, 0),
+    NET_BOTH("rcvbuf", SOL_SOCKET, SO_RCVBUF, 1),
+    NET_BOTH("sndbuf", SOL_SOCKET, SO_SNDBUF, 1),
+    {"ttl", IPPROTO_IP, IP_TTL, IPPROTO_IPV6, IPV6_UNICAST_HOPS, 0},
+    NET_NO_MORE_OPTIONS,
+};
 
 #endif

@@ -20,7 +20,6 @@
  *   net_begins_with             from now on bind() makes a path with this mode, less the umask, where sockets have one
  *   net_file_way                a short path to a name in a folder, where there is one
  *   net_path_put                a path as an address
- *   net_pause                   sleeps for milliseconds
  */
 #ifndef HARKEN_PATHS_H
 #define HARKEN_PATHS_H
@@ -40,10 +39,14 @@ enum { NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN };
 
 static inline int net_path_put(const char *path, net_address_t *address, net_length_t *length);
 
-#ifdef _WIN32
+#if defined(_WIN32)
 #include "platform/paths_on_windows.h"
+#elif defined(__linux__)
+#include "platform/paths_on_linux.h"
+#elif defined(__APPLE__)
+#include "platform/paths_on_darwin.h"
 #else
-#include "platform/paths_on_posix.h"
+#include "platform/paths_on_other.h"
 #endif
 
 static inline int net_same_file(const net_file_t *one, const net_file_t *other)

@@ -221,6 +221,4 @@ static inline long net_file_links(int held)
 
 static inline void net_file_release(int held) { (void)held; }
 
-static inline void net_pause(int milliseconds) { Sleep((DWORD)milliseconds); }
-
 #endif

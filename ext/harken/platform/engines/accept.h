@@ -5,22 +5,6 @@
 #ifndef HARKEN_ENGINE_ACCEPT_H
 #define HARKEN_ENGINE_ACCEPT_H
 
-#ifdef _WIN32
-typedef WSAPOLLFD net_pollfd_t;
-static inline int net_poll(net_pollfd_t *on, int count, int milliseconds)
-{
-    return WSAPoll(on, (ULONG)count, milliseconds);
-}
-static inline net_socket_t net_waker_handle(const net_waker_t *waker) { return waker->self; }
-#else
-typedef struct pollfd net_pollfd_t;
-static inline int net_poll(net_pollfd_t *on, int count, int milliseconds)
-{
-    return poll(on, (nfds_t)count, milliseconds);
-}
-static inline net_socket_t net_waker_handle(const net_waker_t *waker) { return waker->read; }
-#endif
-
 typedef struct {
     net_engine_t base;
     net_lock_t lock; /* over all that follows */

@@ -57,7 +57,7 @@ static inline void net_epoll_close(net_engine_t *engine)
         close(self->set);
     if (self->timer >= 0)
         close(self->timer);
-    if (self->waker.read >= 0)
+    if (net_waker_handle(&self->waker) >= 0)
         net_waker_close(&self->waker);
     free(self->turns.ready);
     free(self->events);
@@ -222,7 +222,8 @@ static inline int net_epoll_make(const net_engine_calls_t *calls, size_t size, c
     if (error)
         return error;
     self = (net_epoll_t *)*engine;
-    self->set = self->timer = self->waker.read = self->waker.write = -1;
+    self->set = self->timer = -1;
+    net_waker_none(&self->waker);
     self->events = (struct epoll_event *)malloc(((size_t)count + 2) * sizeof *self->events);
     if (net_turns_make(&self->turns, count) != 0 || self->events == NULL)
         error = ENOMEM;
@@ -231,7 +232,7 @@ static inline int net_epoll_make(const net_engine_calls_t *calls, size_t size, c
     else if ((self->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) < 0)
         error = errno;
     else if ((error = net_waker_open(&self->waker)) == 0 &&
-             (error = net_epoll_watch(self->set, self->waker.read, EPOLLIN, NET_EPOLL_WAKER)) == 0)
+             (error = net_epoll_watch(self->set, net_waker_handle(&self->waker), EPOLLIN, NET_EPOLL_WAKER)) == 0)
         error = net_epoll_watch(self->set, self->timer, EPOLLIN, NET_EPOLL_TIMER);
     if (error) {
         net_epoll_close(*engine);

@@ -357,7 +357,7 @@ static inline int net_acceptex_fileno(net_engine_t *engine, net_socket_t *handle
             net_waker_close(&self->waker);
         }
     }
-    *handle = error ? NET_INVALID : self->waker.self;
+    *handle = error ? NET_INVALID : net_waker_handle(&self->waker);
     net_unlock(&self->lock);
     return error;
 }

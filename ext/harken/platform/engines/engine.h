@@ -169,16 +169,6 @@ static inline int net_engine_passes(net_engine_t *engine, int error, int *died)
 typedef int (*net_engine_part_t)(net_engine_t *engine, int index, int nonblocking, int want, int *died,
                                  net_socket_t *taken, int *got);
 
-/* A millisecond of sleep. */
-static inline void net_engine_doze(void)
-{
-#ifdef _WIN32
-    Sleep(1);
-#else
-    (void)poll(NULL, 0, 1);
-#endif
-}
-
 static inline void net_engine_go_inside(net_engine_t *engine, int index)
 {
     engine->inside[index]++;

@@ -122,13 +122,13 @@ static inline int net_kqueue_open_waker(net_kqueue_t *self)
 {
     int error = net_waker_open(&self->waker);
     if (error == 0)
-        error = net_kqueue_change(self->set, self->waker.read, EVFILT_READ, EV_ADD, 0, NET_KQUEUE_OTHER);
+        error = net_kqueue_change(self->set, net_waker_handle(&self->waker), EVFILT_READ, EV_ADD, 0, NET_KQUEUE_OTHER);
     return error;
 }
 
 static inline void net_kqueue_close_waker(net_kqueue_t *self)
 {
-    if (self->waker.read >= 0)
+    if (net_waker_handle(&self->waker) >= 0)
         net_waker_close(&self->waker);
 }
 #endif
@@ -292,7 +292,7 @@ static inline int net_kqueue_open(const net_socket_t *listeners, int count, net_
     self = (net_kqueue_t *)*engine;
     self->timer_at = -1;
 #ifndef EVFILT_USER
-    self->waker.read = self->waker.write = -1;
+    net_waker_none(&self->waker);
 #endif
     self->events = (struct kevent *)malloc(((size_t)count + 2) * sizeof *self->events);
     self->set = kqueue();
