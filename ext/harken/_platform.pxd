@@ -193,6 +193,15 @@ cdef extern from "platform/engines/engine.h" nogil:
                                int *count)
     int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
 
+cdef extern from "platform/steering.h" nogil:
+    const bint NET_STEERS
+    int net_steer(net_socket_t member, const unsigned int *table, size_t count, unsigned int probe_port,
+                  unsigned int probed)
+    size_t net_place_of(unsigned int port, size_t count)
+    int net_keep_filter(net_socket_t member)
+    int net_only_near(net_socket_t s, int family, bint on)
+    int net_hurry(net_socket_t s, int tries, int defer)
+
 cdef extern from "platform/paths.h" nogil:
     const int NET_NOTHING, NET_A_SOCKET, NET_SOMETHING
     const int NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN

@@ -19,6 +19,8 @@ The modules, in the order in which a listener comes about:
     _acceptor    accepting in batches, limits, overload: `Acceptor`               (compiled)
     _overload    what is logged when descriptors run out
     _stats       the length of the queues: `stats`; counters of an acceptor: `AcceptorStats`
+    _group       one port for several workers: `group`, `Group`
+    _steering    which of its sockets gets a connection                           (compiled)
     _handover    `socket.socket` objects for other servers
     _inherit     inherited sockets: `adopt`, `from_systemd`
     _errors      `ListenError`, `AddressInUseError`: which step failed, on which address
@@ -83,6 +85,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import asyncio as asyncio
     from ._diagnosis.holders import Holder, holders
+    from ._group import Group, MemberStats, Retired, group
     from ._options import Options
 
 __all__ = [
@@ -103,6 +106,7 @@ __all__ = [
     "AddrInfoEntry",
     "AddressInUseError",
     "Bind",
+    "Group",
     "Holder",
     "IPPROTO_IP",
     "IPPROTO_IPV6",
@@ -115,7 +119,9 @@ __all__ = [
     "Listeners",
     "MSG_PEEK",
     "MSG_WAITALL",
+    "MemberStats",
     "Options",
+    "Retired",
     "SHUT_RD",
     "SHUT_RDWR",
     "SHUT_WR",
@@ -137,6 +143,7 @@ __all__ = [
     "bind",
     "from_systemd",
     "getaddrinfo",
+    "group",
     "holders",
     "listen",
     "preload",
@@ -158,4 +165,6 @@ def __getattr__(name: str) -> object:
         return _load("harken.asyncio")
     if name in ("Holder", "holders"):
         return getattr(_load("harken._diagnosis.holders"), name)
+    if name in ("Group", "MemberStats", "Retired", "group"):
+        return getattr(_load("harken._group"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

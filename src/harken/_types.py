@@ -10,6 +10,9 @@ from ._acceptor import Acceptor
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 """Where a socket is: a tuple for TCP, as the standard library writes it; for a unix socket the path."""
 
+Policy: TypeAlias = Literal["hash", "least", "weights"]
+"""How a group spreads connections over its members."""
+
 OnOverload: TypeAlias = Literal["pause", "shed"] | Callable[[Acceptor, OSError], float | str | None]
 """What an acceptor does when descriptors have run out."""
 
