@@ -1,6 +1,19 @@
 /* The engines on their own, in C: what engines/engine.h promises, from each engine that works here. Prints "ok" and
  * their names, or the line that was not as it should be. Built and run by test_platform.py. */
 #if __has_include("platform/engines/engine.h") /* without it, somebody compiles all helpers of the tests, and this is none */
+#include "platform/net.h"
+
+/* An engine that gives its caller's lock up asks for the mode of the listener next: then `meanwhile` is called, once, as
+ * another thread might do at that moment. */
+static void (*meanwhile)(void);
+static long disturbing; /* 1: it is to be called */
+static int mode_of(net_socket_t s, int *blocks)
+{
+    if (net_swap(&disturbing, 0))
+        meanwhile();
+    return net_mode(s, blocks);
+}
+#define net_mode(s, blocks) mode_of(s, blocks)
 #include "platform/engines/engine.h"
 
 #include <stdio.h>
@@ -246,6 +259,59 @@ static void disarmed_it_leaves_them_in_the_queue(void)
     close_all(1, taken);
     close_all(3, clients);
     net_engine_close(engine);
+    CHECK(net_close(listener) == 0);
+}
+
+static net_engine_t *disturbed;
+static void armed_anew(void)
+{
+    net_lock(disturbed->lock);
+    CHECK(disturbed->busy && net_engine_arm(disturbed, 0) == 0 && net_engine_arm(disturbed, 1) == 0);
+    net_unlock(disturbed->lock);
+}
+static void stopped(void)
+{
+    net_lock(disturbed->lock);
+    CHECK(disturbed->busy);
+    net_engine_stop(disturbed);
+    CHECK(net_engine_arm(disturbed, 1) == 0); /* changes nothing */
+    net_unlock(disturbed->lock);
+}
+static void removed(void)
+{
+    net_lock(disturbed->lock);
+    CHECK(disturbed->busy == 1);
+    net_engine_remove(disturbed, 0);
+    CHECK(net_engine_arm(disturbed, 0) == 0);
+    net_unlock(disturbed->lock);
+}
+
+/* Whoever is in take() while others disarm and arm the engine comes back at once, though not without the connection that
+ * he began with: they may do that all the time. When they stop the engine or remove the listener he takes none. */
+static void take_is_recalled(void (*how)(void), int expected)
+{
+    net_socket_t listener = listen_somewhere(), clients[3], taken[3];
+    net_lock_t lock;
+    int from[3], count, error;
+    disturbed = armed(&listener, 1);
+    connect_to(listener, 3, clients);
+    CHECK(waits(disturbed, SOON) == NET_READY);
+    net_lock_init(&lock);
+    net_lock(&lock);
+    disturbed->lock = &lock;
+    meanwhile = how;
+    net_swap(&disturbing, 1);
+    error = net_engine_take(disturbed, 3, 1, taken, from, &count);
+    if (net_swap(&disturbing, 0)) { /* it has kept the lock, for what it asked of the kernel cannot wait */
+        CHECK(strcmp(name, "io_uring") == 0);
+        expected = 3;
+    }
+    CHECK(count == expected && error == (expected ? 0 : NET_EWOULDBLOCK));
+    net_unlock(&lock);
+    close_all(count, taken);
+    CHECK(left_in_queue(listener, 3 - expected) == 3 - expected);
+    close_all(3, clients);
+    net_engine_close(disturbed);
     CHECK(net_close(listener) == 0);
 }
 
@@ -703,6 +769,11 @@ int main(int count, char **names)
         connections_come_in_their_order(MANY, 3);
         a_batch_is_shared_out();
         disarmed_it_leaves_them_in_the_queue();
+        if (!takes_ahead) { /* that one keeps the lock */
+            take_is_recalled(armed_anew, 1);
+            take_is_recalled(stopped, 0);
+            take_is_recalled(removed, 0);
+        }
         no_more_than_there_is_room_for();
         waking_and_timers();
         if (KQUEUE_EARLY < 1000000) /* else it turns a few times more */

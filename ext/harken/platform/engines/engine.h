@@ -84,6 +84,11 @@ typedef struct {
 #define NET_ROOM_FOR_ALL INT_MAX
 enum { NET_FLIPS = 2 }; /* so often by accident */
 
+/* How a thread in take() that has given the lock up is told to come back. By arm(): when it has looked at one listener,
+ * and with at most one connection from it. Coming back before that, it would take nothing for as long as other threads
+ * keep calling pause() and resume() faster than one look takes. By stop() and remove(): without another accept(). */
+enum { NET_RECALLED = 1, NET_STOPPED = 2 };
+
 /* Stands first in what each engine makes of it. The caller reads `failures`, `culprit` and `full`, and writes `room`,
  * under its lock. */
 struct net_engine {
@@ -102,7 +107,7 @@ struct net_engine {
     net_lock_t *lock; /* the caller's, which it has in all calls but wait() and wake(). NULL: it is not given up */
     int busy;         /* 1 + the index of the listener from which a thread accepts without the lock; 0: none does */
     int held_up;      /* the caller's note that this lasts; 0 again with `busy` */
-    long recalled;    /* 1: that thread is to come back when it has the connection that it is at */
+    long recalled;    /* that thread is to come back: NET_RECALLED or NET_STOPPED */
     int *inside;      /* owned: for each listener, how many threads are in accept() on it without the lock */
     int insiders;     /* all of them */
     int flipped;      /* how often we have seen that somebody had made a listener block */
@@ -224,7 +229,8 @@ static inline int net_engine_part(net_engine_t *engine, int index, int nonblocki
     promised = want < 2 ? -1 : net_promised(listener);
     (void)net_engine_unblock(engine, listener);
     while (*got < want && error == 0) {
-        if (net_get(&engine->recalled) || !net_engine_another(engine, listener, promised, *got) ||
+        if (net_get(&engine->recalled) > (*got ? 0 : NET_RECALLED) ||
+            !net_engine_another(engine, listener, promised, *got) ||
             (engine->flipped && *got > 0 && net_engine_unblock(engine, listener))) {
             error = NET_EWOULDBLOCK;
             break;
@@ -431,26 +437,26 @@ static inline int net_engine_open(const char *name, const net_socket_t *listener
 
 static inline void net_engine_close(net_engine_t *engine) { engine->calls->close(engine); }
 static inline void net_engine_abandon(net_engine_t *engine) { engine->calls->abandon(engine); }
-static inline void net_engine_recall(net_engine_t *engine)
+static inline void net_engine_recall(net_engine_t *engine, long how)
 {
-    if (engine->busy)
-        net_swap(&engine->recalled, 1);
+    if (engine->busy && net_get(&engine->recalled) < how)
+        net_swap(&engine->recalled, how);
 }
 static inline void net_engine_stop(net_engine_t *engine)
 {
-    net_engine_recall(engine);
+    net_engine_recall(engine, NET_STOPPED);
     engine->calls->stop(engine);
 }
 static inline int net_engine_arm(net_engine_t *engine, int on)
 {
     if (engine->armed == on || engine->stopped)
         return 0;
-    net_engine_recall(engine);
+    net_engine_recall(engine, NET_RECALLED);
     return engine->calls->arm(engine, on);
 }
 static inline void net_engine_remove(net_engine_t *engine, int index)
 {
-    net_engine_recall(engine);
+    net_engine_recall(engine, NET_STOPPED);
     engine->calls->remove(engine, index);
 }
 static inline int net_engine_timer(net_engine_t *engine, int milliseconds)
