@@ -239,6 +239,8 @@ static void walk(const char *node, int family)
     net_socket_t listener, second;
     int found_family = STALE, type = STALE, proto = STALE, value = 0, error;
     long queued = STALE, limit = STALE;
+    net_address_t unbound;
+    net_length_t unbound_length = sizeof unbound;
     if (length == 0) {
         printf("no %s here\n", node);
         return;
@@ -246,6 +248,10 @@ static void walk(const char *node, int family)
     CHECK(net_socket(family, SOCK_STREAM, IPPROTO_TCP, &listener) == 0);
     CHECK(not_inheritable(listener));
     CHECK(net_listener_defaults(listener, family) == 0);
+    memset(&unbound, 0xff, sizeof unbound);
+    error = getsockname(listener, &unbound.any, &unbound_length) ? net_last_error() : 0;
+    CHECK(net_unbound(error) || (error == 0 && unbound.in.sin_port == 0));
+    CHECK(!net_unbound(0) && !net_unbound(NET_EBADF));
     CHECK(bind(listener, &address.any, length) == 0);
     CHECK(net_listening(listener, &value) == 0 && value == 0);
     CHECK(listen(listener, net_backlog(-1)) == 0);

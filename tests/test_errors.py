@@ -21,10 +21,11 @@ import pytest
 import harken
 from children import NOBODY, REFUSE_FAMILY, needs_root, needs_seccomp, needs_table, run, running, server
 from harken import Holder
+from harken.__main__ import main
 from harken._diagnosis import hints as _hints
 from harken._diagnosis import holders as _holders
 from harken._errors import failure
-from machine import LINUX, linux_only, needs_ipv6, posix_only
+from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6, posix_only
 
 if TYPE_CHECKING:
     from poison import Poison
@@ -625,6 +626,43 @@ def on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_hints, "setting", lambda _: "")
 
 
+def test_where_the_addresses_are_not_told_the_loopbacks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine's own name stands for neither, and no hint may say that there is no IPv6 where ::1 is."""
+
+    def refuse(*_: object) -> Any:
+        raise OSError(errno.EAFNOSUPPORT, "no netlink")
+
+    on_windows(monkeypatch)
+    monkeypatch.setattr(_hints.netlink, "dump", refuse)
+    mine = _hints.local_addresses()
+    assert "127.0.0.1" in mine
+    assert ("::1" in mine) == HAS_IPV6
+    hint = failure("bind", ("2001:db8::77", 80, 0, 0), OSError(errno.EADDRNOTAVAIL, "no")).hint
+    assert ("no interface here has IPv6" in hint) != HAS_IPV6
+    hint = failure("bind", ("::127.0.0.1", 80, 0, 0), OSError(errno.EADDRNOTAVAIL, "no")).hint
+    assert hint.startswith("an IPv4 address in IPv6 form, which nobody has: write 127.0.0.1:80")
+
+
+@pytest.mark.skipif(LINUX, reason="Linux has a /proc")
+def test_no_file_is_taken_for_the_kernels() -> None:
+    """Elsewhere /proc may be anybody's: on Windows it is a folder of the current drive."""
+    opened: list[str] = []
+    looking = True
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if looking and event == "open" else None)
+    with harken.listen("127.0.0.1:0", rcvbuf=8192) as listeners:
+        listeners[0].stats()
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(f"127.0.0.1:{listeners.port}")
+        assert caught.value.hint
+        assert main(["check", "127.0.0.1:0", "[::127.0.0.1]:80", f"127.0.0.1:{listeners.port}"])
+    for number in _hints._BY_NUMBER:
+        assert failure("bind", ("2001:db8::77", 80, 0, 0), OSError(number, "no")).hint is not None
+    Path(__file__).open().close()
+    looking = False  # a hook stays for ever
+    assert any(__file__ in name for name in opened)  # the hook sees what is opened
+    assert [name for name in opened if name.startswith("/proc")] == []
+
+
 def test_on_windows_a_restart_has_to_wait_for_old_connections(
     psutil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -857,6 +895,7 @@ def test_a_name_without_an_address_has_its_hint(code: str, bind: str, told: str)
 def test_a_family_may_be_lacking_or_filtered(
     monkeypatch: pytest.MonkeyPatch, kernel_has_it: bool, filtered: bool, told: str
 ) -> None:
+    monkeypatch.setattr(_hints, "HAS_PROC", True)
     monkeypatch.setattr(os.path, "exists", lambda path: kernel_has_it and path == "/proc/net/if_inet6")
     monkeypatch.setattr(_hints, "_is_filtered", lambda: filtered)
     error = failure("socket", ("::1", 80, 0, 0), OSError(errno.EAFNOSUPPORT, "no"))
@@ -931,6 +970,7 @@ def test_who_holds_a_port_for_others_is_not_to_be_ended(
 def test_a_service_is_stopped_by_its_unit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = open
     table = tmp_path / "cgroup"
+    monkeypatch.setattr(_hints, "HAS_PROC", True)
     monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(table if "cgroup" in str(path) else path, *a, **k))
     for line, unit in [
         ("0::/system.slice/nginx.service", "systemctl stop nginx.service"),
@@ -986,10 +1026,11 @@ def test_the_repr_of_an_error_has_its_step_and_address() -> None:
         with pytest.raises(harken.AddressInUseError) as caught:
             harken.listen(f"127.0.0.1:{listener.port}", reuse_port=True if LINUX else None)
         error = caught.value
-        number, text = error.args[:2]
+        text = ", ".join(map(repr, error.args))
+        assert error.args == (error.errno, error.strerror, *((None, error.winerror) if WINDOWS else ()))
         option = ", option=('reuse_port', True)" if LINUX else ""
         step = f"step='bind', address=('127.0.0.1', {listener.port}){option})"
-        assert repr(error) == f"AddressInUseError({number!r}, {text!r}, {step}"
+        assert repr(error) == f"AddressInUseError({text}, {step}"
         assert repr(pickle.loads(pickle.dumps(error))) == repr(error)
     assert repr(failure("bind", "/a", PermissionError(errno.EACCES, "no"))) == (
         f"ListenPermissionError({errno.EACCES}, 'no', step='bind', address='/a')"

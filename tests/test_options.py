@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from wire import clients, fill, python
+from wire import clients, fails, fill, python
 
 import children
 import harken
@@ -689,6 +689,26 @@ def test_configure_is_called_with_each_socket_before_it_is_bound(call: Callable[
         listeners.listen()
         assert all(listener.getsockopt(SOCKET, socket.SO_KEEPALIVE) != 0 for listener in listeners)
         assert all("configure" not in listener.options for listener in listeners)
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+def test_configure_is_given_a_listener_that_can_be_shown(host: str) -> None:
+    """Before bind() its address is the wildcard's, also where the system has none for it."""
+    seen: list[Any] = []
+
+    def configure(sock: harken.Listener, _: Any) -> None:
+        seen.append((sock.address, sock.port, sock.url, sock.state, str(sock), repr(sock)))
+
+    harken.listen(bind_text(host), configure=configure).close()
+    url = f"tcp://{bind_text('::' if ':' in host else '0.0.0.0')}"
+    address = ("::", 0, 0, 0) if ":" in host else ("0.0.0.0", 0)
+    assert seen == [(address, 0, url, "bound", url, f"<harken.Listener {url}>")]
+    with harken.Socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        if WINDOWS:
+            with fails(errno.EINVAL):  # as the standard library's
+                sock.getsockname()
+        else:
+            assert sock.getsockname() == address
 
 
 class NotThisOneError(Exception):

@@ -113,6 +113,7 @@ cdef extern from "platform/net.h" nogil:
     void net_pause(int milliseconds)
     int net_describe(net_socket_t s, int *family, int *type, int *proto)
     int net_listening(net_socket_t s, int *on)
+    bint net_unbound(int error)
     bint net_taken(int error)
     int net_listener_defaults(net_socket_t s, int family)
     int net_exclusive(net_socket_t s, bint on)
@@ -143,6 +144,7 @@ cdef extern from "platform/net.h" nogil:
     const bint NET_FASTOPEN_EARLY
     const int NET_AF_VSOCK, NET_IPPROTO_MPTCP
     const bint NET_EXCLUSIVE_IS_A_CHOICE, NET_JOINS_LATE, NET_SETS_BOTH, NET_TAKES_BOTH
+    const bint NET_HAS_PROC
     const size_t NET_PATH_AT, NET_PATH_ROOM
     const bint NET_WAITS_BY_POLL
     const int NET_WAIT_SLICE

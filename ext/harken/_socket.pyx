@@ -1595,6 +1595,28 @@ def state_of(Socket sock not None):
     return "listening" if listening else "bound"
 
 
+def name_of(Socket sock not None):
+    """getsockname(), on every system also before bind(): then it is the wildcard with port 0, which Winsock does not
+    tell."""
+    cdef net_address_t address
+    cdef net_length_t length = sizeof(address)
+    cdef int error = 0
+    memset(&address, 0, sizeof(address))
+    with cython.critical_section(sock):
+        sock.must_be_open()
+        if c.getsockname(sock.handle, &address.any, &length) != 0:
+            error = c.net_last_error()
+    if c.net_unbound(error):
+        memset(&address, 0, sizeof(address))
+        address.any.sa_family = sock.domain
+        length = c.NET_PATH_AT
+        if sock.domain == c.AF_INET or sock.domain == c.AF_INET6:
+            length = sizeof(address.ipv4) if sock.domain == c.AF_INET else sizeof(address.ipv6)
+    elif error:
+        c.net_raise(error)
+    return decode(&address.any, min(length, sizeof(address)))
+
+
 def set_exclusive(Socket sock not None, bint on):
     """Before bind(): may others bind an address that overlaps?"""
     cdef int error

@@ -52,6 +52,7 @@ EXCLUSIVE_IS_A_CHOICE = bool(c.NET_EXCLUSIVE_IS_A_CHOICE)
 JOINS_LATE = bool(c.NET_JOINS_LATE)
 SETS_BOTH = bool(c.NET_SETS_BOTH)
 TAKES_BOTH = bool(c.NET_TAKES_BOTH)
+HAS_PROC = bool(c.NET_HAS_PROC)  # elsewhere that path is not the kernel's
 FASTOPEN_EARLY = bool(c.NET_FASTOPEN_EARLY)  # before listen() too
 
 

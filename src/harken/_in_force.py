@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from ._system import FASTOPEN_MOST
+from ._system import FASTOPEN_MOST, HAS_PROC
 
 
 def buffer(name: str, setting: str) -> Callable[[int, int | None], str]:
@@ -77,6 +77,8 @@ def incoming_cpu(asked: int, _: int | None) -> str:
 
 
 def _number(path: str) -> int | None:
+    if not HAS_PROC:
+        return None
     try:
         with open(path) as file:
             return int(file.read())

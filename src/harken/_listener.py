@@ -8,7 +8,7 @@ from ._bind import ANY_CID, scoped, unix_url
 from ._collision import interface_of
 from ._errors import AddressInUseError, ListenError, failure
 from ._loading import Later, load
-from ._socket import Socket, carried, close_each, family_of, given_by, sockets, state_of
+from ._socket import Socket, carried, close_each, family_of, given_by, name_of, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
 
@@ -38,7 +38,7 @@ class Listener(Socket):
         handle is given away, for instance by `to_socket()`, as do ``port``, ``url`` and ``backlog``."""
         if given_by(self):
             return self._was[0]
-        address: _types.Address | bytes = self.getsockname()
+        address: _types.Address | bytes = name_of(self)
         return fsdecode(address) if isinstance(address, bytes) else address
 
     @property

@@ -7,7 +7,7 @@ from _warnings import warn  # of C, as warnings has it: that module may not be l
 
 from ._loading import Later, load
 from ._socket import Socket, describe, drops_of, queue_of
-from ._system import AF_INET, AF_INET6, AF_UNIX
+from ._system import AF_INET, AF_INET6, AF_UNIX, HAS_PROC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def _unix_queue(handle: int) -> tuple[int | None, int | None]:
 
 def _dropped() -> tuple[int | None, int | None]:
     """The counters of Linux: a line of names, and under it a line of numbers."""
+    if not HAS_PROC:
+        return None, None
     try:
         with open("/proc/net/netstat", "rb") as table:  # as bytes: a codec might have to be loaded
             lines = [line.split() for line in table if line.startswith(b"TcpExt:")]
@@ -188,7 +190,7 @@ def warn_if_less(asked: Iterable[tuple[Socket, int]], level: int = 2) -> None:
             granted = None  # nothing is told, as where the system cannot be asked
         if granted is not None and granted < backlog:
             wished = min(backlog, 0x7FFFFFFF)
-            if os.path.exists("/proc/sys/net/core/somaxconn"):
+            if HAS_PROC:
                 setting, container = "net.core.somaxconn", f"; for a container --sysctl net.core.somaxconn={wished}"
             else:
                 setting, container = "kern.ipc.soacceptqueue", ""

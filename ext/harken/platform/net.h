@@ -31,6 +31,7 @@
  *   net_duplicate               a second handle of the same socket
  *   net_describe                family, type and protocol of a handle that came from elsewhere
  *   net_listening               has listen() been called?
+ *   net_unbound                 does this error of getsockname() mean that there is no address yet?
  *   net_taken                   does this error of bind() or listen() mean that somebody else has the port?
  *   net_listener_defaults       what every listening TCP socket wants before bind()
  *   net_exclusive               whether the address may be shared: a choice on some systems

@@ -4,6 +4,7 @@
 
 #include "platform/no_vsock.h"
 
+#define NET_HAS_PROC 0
 #define NET_IPPROTO_MPTCP (-1)
 #define NET_EXCLUSIVE_IS_A_CHOICE 1
 #define NET_JOINS_LATE 0

@@ -8,6 +8,7 @@
 #include "platform/options.h"
 
 #define NET_SYSTEM "Linux"
+#define NET_HAS_PROC 1 /* the kernel's settings and counters are files in /proc */
 #define NET_TAKES_BOTH 1
 #define NET_IPPROTO_MPTCP 262 /* in Linux's headers since 5.6, in C libraries later */
 #define NET_EXCLUSIVE_IS_A_CHOICE 0

@@ -352,6 +352,13 @@ static inline int net_describe(net_socket_t s, int *family, int *type, int *prot
     return 0;
 }
 
+/* It has the wildcard, and port 0. */
+static inline int net_unbound(int error)
+{
+    (void)error;
+    return 0;
+}
+
 static inline int net_taken(int error) { return error == EADDRINUSE; }
 
 /* SO_REUSEADDR lets a restarted server have its port back while old connections are in TIME_WAIT. On POSIX it does not

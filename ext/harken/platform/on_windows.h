@@ -38,6 +38,7 @@ typedef WSABUF net_buffer_t;
 #define NET_EWOULDBLOCK WSAEWOULDBLOCK
 #define NET_EPROTONOSUPPORT WSAEPROTONOSUPPORT
 #define NET_SYSTEM "Windows"
+#define NET_HAS_PROC 0 /* "/proc" is a folder on the current drive, which may be anybody's; Wine shows Linux's there */
 #define NET_IPPROTO_MPTCP (-1)
 #define NET_EXCLUSIVE_IS_A_CHOICE 1
 #define NET_JOINS_LATE 0
@@ -440,6 +441,8 @@ static inline int net_listening(net_socket_t s, int *on)
     *on = 0;
     return getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, (char *)on, &size) == 0 ? 0 : WSAGetLastError();
 }
+
+static inline int net_unbound(int error) { return error == WSAEINVAL; }
 
 /* WSAEACCES: somebody has the port for himself, on this address or on the wildcard; or it is in a range that the system
  * has set aside. */

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .._bind import Bind, scoped, takes_scope
 from .._errors import AddressInUseError, ListenError, shown
 from .._resolve import scope_name
-from .._system import OPTIONS
+from .._system import HAS_PROC, OPTIONS
 from . import netlink
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def _way_out(found: list[Holder], address: Address | str) -> str:
 def _unit(pid: int) -> tuple[str, bool] | None:
     """The service of systemd that a process belongs to, which would start it again, and whether it is a user's."""
     path = ""
+    if not HAS_PROC:
+        return None
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", errors="replace") as lines:
         for line in lines:
             number, _, rest = line.rstrip("\n").partition(":")
@@ -423,13 +425,13 @@ def _not_here(error: ListenError) -> str:
     if unready := _unready(error.address):
         return unready
     mine, packed = _here(), _packed(host)
+    if len(packed) == 16 and not any(packed[:12]) and packed[12:] > b"\0\0\xff\xff":  # and not ::1
+        return f"an IPv4 address in IPv6 form, which nobody has: write {'.'.join(map(str, packed[12:]))}:{port}"
     if ":" in host and mine and not any(":" in one for one, _ in mine):
         loopback = "127.0.0.1 in its place" if packed == _LOOPBACK_6 else "an IPv4 address"
         return f"{_why_no_ipv6()}: bind {loopback}"
     if takes_scope(host):
         return _link_local(error.address, mine)
-    if len(packed) == 16 and not any(packed[:12]) and packed[12:] > b"\0\0\xff\xff":  # and not ::1
-        return f"an IPv4 address in IPv6 form, which nobody has: write {'.'.join(map(str, packed[12:]))}:{port}"
     later = "where it comes later, start behind it (After=network-online.target in the systemd unit)"
     if "freebind" in OPTIONS:
         later += " or bind it already, with ?freebind=1"
@@ -475,6 +477,8 @@ def _flags_of_addresses() -> list[tuple[bytes, int, int]]:
             (flags,) = struct.unpack("=I", told[8]) if len(told.get(8, b"")) == 4 else body[2:3]  # IFA_FLAGS
             found.append((told.get(2) or told.get(1) or b"", *struct.unpack_from("=I", body, 4), flags))
         return found
+    if not HAS_PROC:
+        return []
     with contextlib.suppress(OSError, ValueError), open("/proc/net/if_inet6") as lines:
         for line in lines:
             digits, index, _, _, flags_of, _ = line.split()
@@ -545,7 +549,7 @@ def _why_no_family(host: str) -> str:
         f"a filter keeps {name} from this process (seccomp): RestrictAddressFamilies= in the systemd unit has to name"
         f" {'AF_INET6' if six else 'AF_INET'}, or the container's profile to allow it"
     )
-    if os.path.exists("/proc/net/if_inet6" if six else "/proc/net/tcp"):
+    if HAS_PROC and os.path.exists("/proc/net/if_inet6" if six else "/proc/net/tcp"):
         return f"this system has {name}, and {filtered}"
     if _is_filtered():
         return f"this system has no {name}, or {filtered}"
@@ -554,6 +558,8 @@ def _why_no_family(host: str) -> str:
 
 def _is_filtered() -> bool:
     """Does a seccomp filter decide on this process's system calls?"""
+    if not HAS_PROC:
+        return False
     with contextlib.suppress(OSError), open("/proc/self/status", errors="replace") as lines:
         return any(line.split() == ["Seccomp:", "2"] for line in lines)
     return False
@@ -601,8 +607,18 @@ def _here() -> list[tuple[str, int]]:
         told_by_name = [
             (str(entry[4][0]).partition("%")[0], entry[4][3] if len(entry[4]) > 3 else 0) for entry in entries
         ]
-        return list(dict.fromkeys([("127.0.0.1", 0), *told_by_name]))
+        return list(dict.fromkeys([*_loopbacks(), *told_by_name]))
     return []
+
+
+def _loopbacks() -> list[tuple[str, int]]:
+    """Those that this machine has: its name mostly stands for neither."""
+    found = []
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+            found.append((host, 0))
+    return found
 
 
 def _addresses_in_proc() -> list[tuple[str, int]]:
@@ -708,6 +724,8 @@ _BY_NUMBER = {
 
 def setting(path: str) -> str:
     """A setting of the kernel; empty where there is none."""
+    if not HAS_PROC:
+        return ""
     try:
         with open(path) as file:
             return " ".join(file.read().split())

@@ -47,7 +47,8 @@ def _as_text(bind: object) -> str:
     if isinstance(bind, float):
         return f"write {int(bind)}" if bind.is_integer() and 0 <= bind <= 65535 else ""
     if isinstance(bind, os.PathLike):
-        return f"write {_bind.unix_url(os.fsdecode(os.fspath(bind)))!r}"
+        path = os.fsdecode(os.fspath(bind)).replace(os.sep, "/")  # Windows takes both, and a backslash has to be quoted
+        return f"write {_bind.unix_url(path)!r}"
     if isinstance(bind, tuple) and len(bind) in (2, 4) and isinstance(bind[1], int):
         return f"write {str(_bind.Bind.of(bind[0], bind[1])).removeprefix('tcp://')!r}"
     if isinstance(bind, (tuple, list, set, frozenset)) or (isinstance(bind, Iterable) and not isinstance(bind, dict)):
