@@ -15,25 +15,9 @@ import harken
 from engines import NAMES, forbidden, one_listener
 from machine import EMULATOR, WINE, emulator_lacks, open_sockets
 
-# Files of which some tests fail under Wine, and nobody has looked yet whether Wine, the test or harken is the reason.
-# A test that fails there is reported as xfailed, and does not end the run. The list has to become empty.
-NOT_LOOKED_INTO = {
-    "test_arguments", "test_differences", "test_holders", "test_hosts", "test_inherit", "test_lifetime",
-    "test_mistakes", "test_options", "test_scopes", "test_workers",
-}  # fmt: skip
-# Of files that ran there whole: these tests alone.
-NOT_LOOKED_INTO |= {
-    "test_the_repr_of_an_error_has_its_step_and_address",
-    "test_without_a_table_it_is_told_all_the_same",
-}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if WINE and isinstance(item, pytest.Function) and {item.module.__name__, item.originalname} & NOT_LOOKED_INTO:
-            # The first leaves sockets open when it fails, the others hung once, which would end the run.
-            runs = item.module.__name__ not in ("test_arguments", "test_mistakes", "test_workers")
-            item.add_marker(pytest.mark.xfail(strict=False, run=runs, reason="fails under Wine, not looked into yet"))
         if what := emulator_lacks(item.name):
             item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
         if isinstance(item, pytest.Function):

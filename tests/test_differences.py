@@ -42,7 +42,8 @@ def test_every_name_that_only_one_of_them_has_is_told() -> None:
     theirs, ours = public(socket.socket), public(harken.Socket)
     told_ours = {name for name, whose in NAMES.items() if whose == "ours"}
     told_theirs = NAMES.keys() - told_ours
-    assert ours - theirs == told_ours
+    messages = {"sendmsg", "recvmsg", "recvmsg_into"}  # on Windows the standard library has not got them
+    assert ours - theirs == told_ours | (messages if WINDOWS else set())
     assert theirs - ours <= told_theirs
     elsewhere = {name for name in told_theirs if "on Windows" in NAMES[name] or name == "sendmsg_afalg"}
     assert told_theirs - (theirs - ours) <= elsewhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import socket
 import textwrap
 from collections.abc import Awaitable, Callable
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 from test_asyncio import Way, echo
+from wire import fails
 
 import harken
 import harken.asyncio
 from children import needs_root, run
-from machine import HAS_IPV6, LINUX, linux_only, needs_ipv6
+from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6
 
 Start = Callable[..., Awaitable[Any]]
 INVALID = "nobody.invalid"
@@ -88,6 +90,8 @@ def differs(host: Any, port: Any) -> str:
         return "asyncio takes an IntEnum with addresses in digits only"
     if isinstance(host, (tuple, list)) and any(isinstance(one, (int, float)) for one in host):
         return "of two mistakes the one that is found first"
+    if WINDOWS and host == ["localhost", "127.0.0.1"]:
+        return "a name's entries have protocol 0 there, digits have 6: asyncio takes one address for two"
     if port is not None:
         return ""
     if host == "*":
@@ -344,6 +348,11 @@ def test_a_scope_that_a_resolver_gives_is_a_number_also_where_an_interface_is_ca
 def test_an_unbound_socket_gets_a_free_port() -> None:
     async def test() -> None:
         for make in (socket.socket, harken.Socket):
+            if WINDOWS:  # which gives a port by bind() only
+                for start in (asyncio.start_server, harken.asyncio.start_server):
+                    with make(socket.AF_INET) as unbound, fails(errno.EINVAL):
+                        await start(echo, sock=unbound)
+                continue
             async with await harken.asyncio.start_server(echo, sock=make(socket.AF_INET)) as server:
                 assert server.sockets[0].getsockname()[1]
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
