@@ -20,7 +20,7 @@ from wire import Call, wait_until
 
 import harken
 from children import needs_root, run
-from harken import _steering
+from harken import _handshakes, _steering
 from harken._group import groups
 from machine import LOOPBACKS, bind_text, linux_only, needs_ipv6, posix_only
 
@@ -500,7 +500,7 @@ def test_without_sock_diag_it_waits_for_one_repetition(monkeypatch: pytest.Monke
         raise PermissionError
 
     monkeypatch.setattr("harken._diagnosis.netlink.dump", refused)
-    monkeypatch.setattr(groups, "_WITHOUT_SIGHT", 0.05)
+    monkeypatch.setattr(_handshakes, "WITHOUT_SIGHT", 0.05)
     with harken.group("127.0.0.1:0", 2) as group, connected(group.port, 10):
         retired = group.retire(0)
         assert retired.lost_at_most is None

@@ -35,6 +35,7 @@ from harken._system cimport forks
 from harken._platform cimport net_engine_t, net_failures_t, net_get, net_lock_t, net_socket_t, net_swap
 from harken._socket cimport Socket, end_socket, part_with_socket, shut_socket, watch_t
 
+from ._loading import load
 from ._overload import report
 from ._stats import AcceptorStats
 
@@ -256,6 +257,7 @@ cdef class Acceptor:
     cdef bint polled  # fileno() was asked for
     cdef bint begun, shut
     cdef bint shared  # other processes accept from a listener, too, as far as we know
+    cdef bint frees  # connections inherit from their listeners what stops new ones: see drain()
     cdef bint greedy  # shared, and the last batch was full: others first
     cdef object __weakref__
     # With the lock:
@@ -789,6 +791,8 @@ cdef class Acceptor:
                 connection.seconds = seconds
                 if listener.at_accept is not None:
                     listener.apply_at_accept(connection)
+                if self.frees:
+                    c.net_only_near(connection.handle, connection.domain, False)
                 found.append(connection)
         except BaseException:
             while n < count:
@@ -1026,6 +1030,35 @@ cdef class Acceptor:
             c.net_add(&self.gauge.given, count)
             raise ValueError(f"release({n}): only {left + count} connections were given away and not released")
         count_down(self.gauge, count)
+
+    def drain(self, deadline=5.0):
+        """Stops without losing a client, and returns a `Drained`. New connections are stopped; those whose handshake
+        has begun are waited for, and accepted by whoever iterates or calls accept_many(), as before; when the queue is
+        empty, the acceptor and its listeners are closed, which ends iteration; then this waits until the connections
+        that the acceptor counts are closed. All of it takes ``deadline`` seconds at the most.
+
+        New connections are stopped by setsockopt(IP_MINTTL, IPV6_MINHOPCOUNT) on Linux, for a unix socket by removing
+        its path. Their clients are not refused, but try again after a second. Nobody but this acceptor may accept from
+        the listeners meanwhile. Elsewhere, and with `reuse_port`, new ones come until the listeners are closed. Of
+        listeners that other processes have, too, this process's copies are closed at once: the queue is the others'.
+
+        It blocks: another thread than those that accept calls it; an event loop has `harken.asyncio.Server.drain`.
+        """
+        cdef double seconds = deadline
+        if isnan(seconds) or seconds < 0:
+            raise ValueError(f"deadline must be a number of seconds that is not negative: {deadline!r}")
+        self.usable()
+        return load("harken._draining").drain(self, seconds)
+
+    def _begin_drain(self):
+        """For `drain`: the listeners, and whether others have them too. From now on connections are freed of what they
+        inherit from a listener that takes no new ones."""
+        cdef tuple sockets = self.enter_with()
+        if sockets is None:
+            return (), True
+        self.frees = True
+        self.leave()
+        return sockets, bool(self.shared)
 
     def close(self):
         """Stops accepting and wakes the threads that wait: iteration ends, accept_many() raises EBADF. Connections that

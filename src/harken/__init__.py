@@ -20,6 +20,8 @@ The modules, in the order in which a listener comes about:
     _overload    what is logged when descriptors run out
     _stats       the length of the queues: `stats`; counters of an acceptor: `AcceptorStats`
     _group       one port for several workers: `group`, `Group`
+    _handshakes  those that are under way
+    _draining    how a server stops without losing a client: `Drained`
     _steering    which of its sockets gets a connection                           (compiled)
     _handover    `socket.socket` objects for other servers
     _inherit     inherited sockets: `adopt`, `from_systemd`
@@ -85,6 +87,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import asyncio as asyncio
     from ._diagnosis.holders import Holder, holders
+    from ._draining import Drained
     from ._group import Group, MemberStats, Retired, group
     from ._options import Options
 
@@ -106,6 +109,7 @@ __all__ = [
     "AddrInfoEntry",
     "AddressInUseError",
     "Bind",
+    "Drained",
     "Group",
     "Holder",
     "IPPROTO_IP",
@@ -165,6 +169,8 @@ def __getattr__(name: str) -> object:
         return _load("harken.asyncio")
     if name in ("Holder", "holders"):
         return getattr(_load("harken._diagnosis.holders"), name)
+    if name == "Drained":
+        return _load("harken._draining").Drained
     if name in ("Group", "MemberStats", "Retired", "group"):
         return getattr(_load("harken._group"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 PARTS = (
     "_diagnosis.foresee", "_diagnosis.hints", "_diagnosis.holders", "_diagnosis.mistakes", "_diagnosis.netlink",
-    "_group", "_group.addresses", "_group.groups", "_group.members", "_handover", "_in_force", "_inherit",
-    "_option_kinds", "_option_table", "_options", "_paths", "_plan", "_sockopt", "_stats", "_steering", "_types",
-    "_unix",
+    "_draining", "_group", "_group.addresses", "_group.groups", "_group.members", "_handover", "_handshakes",
+    "_in_force", "_inherit", "_option_kinds", "_option_table", "_options", "_paths", "_plan", "_sockopt", "_stats",
+    "_steering", "_types", "_unix",
 )  # fmt: skip
 """The modules of this package that `preload` imports; the rest are commands, asyncio's, or there already."""
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from .._diagnosis import netlink
 from .._errors import failure
+from .._handshakes import families_of
 from .._listen import bind
 from .._listener import Listener
 from .._socket import Socket, family_of
@@ -26,16 +26,13 @@ from .._steering import hurry, keep_filter, only_near, steer
 from .._system import (
     AF_INET,
     AF_INET6,
-    IPPROTO_IPV6,
     IPPROTO_TCP,
-    IPV6_V6ONLY,
     OPTIONS,
     SO_LINGER,
     SOCK_STREAM,
     SOL_SOCKET,
 )
 
-_HALF_OPEN = 1 << 3  # TCP_SYN_RECV
 _STRANGERS = 64  # sockets of others that may be found among ours
 
 
@@ -97,8 +94,7 @@ class Steered(Balanced):
         self.filler: Socket | None = None  # fills the sink's queue
         self.port = first.port
         self.defer = int(options.get("defer_accept") or 0)
-        both = family_of(first) == AF_INET6 and not first.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)
-        self.families = (AF_INET6, AF_INET) if both else (family_of(first),)
+        self.families = families_of(first)
 
     def begin(self) -> None:
         """The sink. Until the first slot listens, whoever connects finds its queue full, too."""
@@ -173,15 +169,6 @@ class Steered(Balanced):
                 listener.settimeout(None)
         reason = OSError(errno.EADDRINUSE, "other sockets joined this group while it was made")
         raise failure("listen", listener.address, reason)
-
-    def handshakes(self) -> Iterator[tuple[bytes, int]]:
-        """Address and port of the clients whose handshake is under way. Raises OSError where it cannot be told."""
-        for family in self.families:
-            request = struct.pack("=BBBxI", family, IPPROTO_TCP, 0, _HALF_OPEN) + struct.pack("!HH", self.port, 0)
-            request += bytes(36) + b"\xff" * 8
-            for body in netlink.dump(netlink.SOCK_DIAG, netlink.DIAG_BY_FAMILY, request):
-                if len(body) >= 40:
-                    yield bytes(body[24:40]), int.from_bytes(body[6:8], "big")
 
     def close(self) -> None:
         while self.listeners:

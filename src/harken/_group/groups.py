@@ -24,9 +24,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self, overload
 
 from .._bind import Bind
+from .._handshakes import LOOK, Client, handshakes, wait
 from .._listen import bind
 from .._listener import Listener, Listeners
 from .._options import for_binds
@@ -44,8 +46,6 @@ POLICIES = ("hash", "least", "weights")
 MOST = 2000
 """Slots: a program of the kernel has 4096 instructions, of which a place takes two."""
 _LIFE = 130.0  # seconds that a handshake may last: its answer is repeated for 63, by default
-_WITHOUT_SIGHT = 1.2  # seconds to wait where handshakes cannot be seen: one repetition
-_LOOK = 0.02  # seconds between two looks at the handshakes, each of which takes the kernel 10 ms
 _REPAIR = 0.5  # seconds between two repairs of the program, which whoever has a member's descriptor may detach
 _QUICK, _SLOW = 0.005, 0.1  # seconds between two looks at the loads
 
@@ -531,29 +531,15 @@ class Group(Sequence[Listeners]):
         with self._locked():
             tables = [table for table in self._past if leaving.intersection(table)]
 
-        def look() -> set[tuple[int, bytes, int]]:
+        def look() -> set[tuple[int, Client]]:
             return {
-                (at, client, port)
+                (at, client)
                 for at, address in enumerate(addresses)
-                for client, port in address.handshakes()
-                if any(table[place_of(port, len(table))] in leaving for table in tables)
+                for client in handshakes(address.port, address.families)
+                if any(table[place_of(client[1], len(table))] in leaving for table in tables)
             }
 
-        try:
-            # A packet that another processor had in hand when the program changed is seen by the second look.
-            left = look()
-            time.sleep(0.005)
-            left |= look()
-            while left and (rest := until - time.monotonic()) > 0:
-                time.sleep(min(_LOOK, rest))
-                if drain:
-                    self._make_room(slots)
-                left &= look()
-            return len(left)
-        except OSError:  # no netlink here, or no descriptor for it
-            while (rest := min(until, until - 5.0 + _WITHOUT_SIGHT) - time.monotonic()) > 0:
-                time.sleep(min(_LOOK, rest))
-            return None
+        return wait(look, until, partial(self._make_room, slots) if drain else partial(int))
 
     def _own(self, slot: int) -> list[Listener]:
         """The listeners of this slot alone."""
@@ -566,7 +552,7 @@ class Group(Sequence[Listeners]):
             waiting = sum(queue_of(one)[0] or 0 for slot in slots for one in self._own(slot))
             if not waiting or time.monotonic() >= until:
                 return None if missing is None else missing + waiting
-            time.sleep(_LOOK)
+            time.sleep(LOOK)
 
     def _make_room(self, slots: Sequence[int]) -> None:
         """A queue that fills up would drop clients."""

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from .._acceptor import Acceptor
+from .._draining import Drained, added, stop, waiting
 from .._listener import Listener
 from .._socket import Socket, queue_of, state_of
 from ._threads import aside, can_wait, close_all, with_explanation
@@ -56,6 +59,7 @@ class Server(asyncio.AbstractServer):
         self._leavers: list[asyncio.Future[None]] = []  # who waits for that
         self._paths = threading.Lock()  # of the threads that listen or close
         self._forever: asyncio.Future[None] | None = None
+        self._draining = False
         self._anchor: asyncio.TimerHandle | None = None
         # What close() has still to do. Each part is noted before it is begun, and struck off when it is done, so that a
         # second call goes on where the first was interrupted.
@@ -238,6 +242,55 @@ class Server(asyncio.AbstractServer):
             leaver = self._loop.create_future()
             self._leavers.append(leaver)
             await leaver
+
+    @property
+    def draining(self) -> bool:
+        """Is the server about to end? Then a protocol tells its client that this connection ends with the answer:
+        ``Connection: close``, GOAWAY, 1001."""
+        return self._draining
+
+    async def drain(self, deadline: float = 30.0) -> Drained:
+        """Stops without losing a client, and returns a `harken.Drained`: no new connections; those whose handshake has
+        begun, and those in the queue, are served; the listeners are closed; then this waits for the connections, and
+        at the deadline aborts those that are left. See `Acceptor.drain` for how new connections are stopped, and for
+        listeners that other processes have too.
+
+        ``deadline`` is in seconds, for all of it. Connections that are kept open by their clients last until then,
+        unless the protocol ends them: it asks `draining`."""
+        if not deadline >= 0:
+            raise ValueError(f"deadline must be a number of seconds that is not negative: {deadline!r}")
+        begun = time.monotonic()
+        until = begun + deadline
+        acceptor = self._acceptor
+        self._draining = True
+        if acceptor is None:
+            self.close()
+            await self._end_by(until)
+            return Drained(0, 0, 0, 0, time.monotonic() - begun)
+        before = acceptor.stats()
+        listeners, shared = acceptor._begin_drain()
+        lost: int | None = 0
+        if not shared:
+            lost = await aside(partial(stop, listeners, until))
+            while self._acceptor is not None and waiting(listeners) and time.monotonic() < until:
+                await asyncio.sleep(0.005)
+            lost = added(lost, waiting(listeners))
+        self.close()
+        left = await self._end_by(until)
+        after = acceptor.stats()
+        since = after.accepted - before.accepted
+        return Drained(since, before.open + since - left, left, lost, time.monotonic() - begun)
+
+    async def _end_by(self, until: float) -> int:
+        """Waits for the connections, aborts those that are left, and tells how many these were."""
+        left = 0
+        try:
+            await asyncio.wait_for(self.wait_closed(), max(0, until - time.monotonic()))
+        except TimeoutError:
+            left = len(self._held)
+            self.abort_clients()
+            await self.wait_closed()
+        return left
 
     def close_clients(self) -> None:
         """Closes all connections, each after what was written to it is sent."""

@@ -1,0 +1,122 @@
+"""How a server that accepts stops without losing a client: `Acceptor.drain`, `harken.asyncio.Server.drain`.
+
+    no new connections → handshakes that have begun end → what is in the queue is accepted → listeners are closed
+
+New connections are stopped by a lower bound for the TTL of packets (IP_MINTTL, IPV6_MINHOPCOUNT on Linux), which the
+kernel looks at for the first packet of a connection, and not for those that end its handshake. It needs no privilege,
+as a packet filter would. The client hears nothing, and sends its first packet again after a second; by then somebody
+else may have the port, or it is refused. A unix socket has no handshake: its path is removed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ._handshakes import Client, families_of, handshakes, wait
+from ._socket import Socket, family_of
+from ._stats import queue
+from ._steering import hurry, only_near
+from ._system import AF_INET, AF_INET6, OPTIONS
+
+if TYPE_CHECKING:
+    from ._acceptor import Acceptor
+
+
+class Drained:
+    """What became of the clients of a server that was drained."""
+
+    __slots__ = ("accepted", "finished", "left", "lost_at_most", "waited")
+
+    accepted: int
+    """Connections that were accepted since the drain began: they had been in the queue, or in the handshake."""
+    finished: int
+    """Connections that were open then, or were accepted since, and have ended by themselves."""
+    left: int
+    """Connections that were still open at the deadline."""
+    lost_at_most: int | None
+    """Handshakes that were still open at the deadline, and connections that were still in the queue: both are reset.
+    None where the system tells of neither."""
+    waited: float
+    """Seconds that it all took."""
+
+    def __init__(self, accepted: int, finished: int, left: int, lost_at_most: int | None, waited: float) -> None:
+        self.accepted = accepted
+        self.finished = finished
+        self.left = left
+        self.lost_at_most = lost_at_most
+        self.waited = waited
+
+    def __repr__(self) -> str:
+        return f"Drained({', '.join(f'{name}={getattr(self, name)}' for name in self.__slots__)})"
+
+
+def drain(acceptor: Acceptor, deadline: float) -> Drained:
+    begun = time.monotonic()
+    until = begun + deadline
+    before = acceptor.stats()
+    listeners, shared = acceptor._begin_drain()
+    lost = None if shared else stop(listeners, until)
+    while not shared and not acceptor.closed and waiting(listeners) and time.monotonic() < until:
+        time.sleep(0.005)
+    lost = lost if shared else added(lost, waiting(listeners))
+    acceptor.close()
+    for listener in listeners:
+        listener.close()
+    while acceptor.stats().open and time.monotonic() < until:
+        time.sleep(0.01)
+    return counted(acceptor, before.accepted, before.open, 0 if shared else lost, begun)
+
+
+def counted(acceptor: Acceptor, accepted: int, opened: int, lost: int | None, begun: float) -> Drained:
+    after = acceptor.stats()
+    since = after.accepted - accepted
+    return Drained(since, opened + since - after.open, after.open, lost, time.monotonic() - begun)
+
+
+def stop(listeners: Sequence[Socket], until: float) -> int | None:
+    """No new connections to these; then waits for the handshakes. Returns how many are still open then."""
+    outcomes = [_stop_one(listener) for listener in listeners]
+    if None in outcomes:
+        return None
+    stopped = [listener for listener, stopped in zip(listeners, outcomes, strict=True) if stopped]
+    if not stopped:
+        return 0
+    ports = [(listener.getsockname()[1], families_of(listener)) for listener in stopped]
+
+    def look() -> set[tuple[int, Client]]:
+        return {(port, client) for port, families in ports for client in handshakes(port, families)}
+
+    return wait(look, until, partial(int))
+
+
+def _stop_one(listener: Socket) -> bool | None:
+    """Are there handshakes to be waited for? None where new connections cannot be stopped."""
+    entry = getattr(listener, "entry", None)  # the path of a unix socket
+    if entry is not None:
+        entry.remove()
+        return False
+    if family_of(listener) not in (AF_INET, AF_INET6):
+        return False
+    try:
+        hurry(listener, 1, 0)
+        level, option = OPTIONS["reuse_port"][0] if "reuse_port" in OPTIONS else (0, 0)
+        if level and listener.getsockopt(level, option):
+            return True  # the kernel goes on to choose it: a client whose first packet is dropped would never get in
+        only_near(listener, True)
+    except OSError:
+        return None
+    return True
+
+
+def waiting(listeners: Sequence[Socket]) -> int | None:
+    """How many connections are in the queues; None where the system does not tell."""
+    counts = [queue(listener)[0] for listener in listeners if listener.fileno() >= 0]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def added(lost: int | None, queued: int | None) -> int | None:
+    return None if lost is None and queued is None else (lost or 0) + (queued or 0)
