@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import select
 import shutil
 import socket
 import struct
@@ -18,7 +19,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from wire import wait_until
 
+import harken
+from harken._handshakes import handshakes
 from machine import LINUX
 
 _CLONE_NEWNET = 0x40000000
@@ -130,6 +134,32 @@ def cable(milliseconds: float = 20, percent: float = 0, seed: int = 1) -> Iterat
             carrier.stdin.close()
             made.lost = int((carrier.stdout.read().split() or ["0", "0"])[1])
             carrier.wait(10)
+
+
+STAGES = ("answered", "connected", "queued")
+"""Of a handshake: the server has answered the first packet; the client has got the answer, and its own is under way; it
+is in the queue."""
+
+
+@contextlib.contextmanager
+def at_stage(made: Cable, stage: str, version: int, listener: harken.Listener) -> Iterator[list[socket.socket]]:
+    """Twenty clients whose handshakes have come so far; further, where this process was kept waiting."""
+
+    address, family = (SERVER[version], listener.port), socket.AF_INET6 if version == 6 else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        with made.client.inside():
+            clients = [stack.enter_context(socket.socket(family)) for _ in range(20)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(address)
+        with made.server.inside():
+            if stage == "answered":
+                wait_until(lambda: len(set(handshakes(listener.port, [family]))) + (listener.stats().queued or 0) >= 20)
+            elif stage == "connected":
+                wait_until(lambda: len(select.select([], clients, [], 1)[1]) == 20)
+            else:
+                wait_until(lambda: listener.stats().queued == 20)
+        yield clients
 
 
 def _ip(*words: str) -> None:
