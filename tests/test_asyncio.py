@@ -781,6 +781,42 @@ def test_tls_connections_count_until_they_are_closed_in_whatever_way(
     way.run(test)
 
 
+@pytest.mark.parametrize("what", ["close_clients", "abort_clients"])
+def test_a_batch_of_clients_is_closed_while_its_last_begins(way: Way, what: str) -> None:
+    """No client is forgotten between the moment at which the loop has it and that at which its transport is known."""
+
+    async def test() -> None:
+        made: list[Any] = []
+        lost: list[Any] = []
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:  # noqa: ARG002
+                made.append(self)
+                if len(made) == 5:
+                    getattr(server, what)()
+
+            def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+                lost.append(self)
+
+        loop = asyncio.get_running_loop()
+        server = await way.create_server(Protocol, "127.0.0.1", 0, max_open=5)
+        for _ in range(2):
+            del made[:], lost[:]
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(connect(address_of(server))) for _ in range(5)]
+                for client in clients:
+                    client.setblocking(False)
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await asyncio.wait_for(loop.sock_recv(client, 1), 5) == b""
+            assert len(made) == 5
+            assert len(lost) == len(set(lost)) >= 4  # uvloop drops the one that is being made
+            await until(lambda: server.acceptor and server.acceptor.stats().open == 0)
+        server.close()
+        await asyncio.wait_for(server.wait_closed(), 5)
+
+    way.run(test)
+
+
 def test_a_connection_that_becomes_tls_goes_on_counting(
     way: Way, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:

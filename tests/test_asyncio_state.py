@@ -148,7 +148,7 @@ class Struck(BaseException):
 def test_a_hand_over_that_is_interrupted_at_any_line_leaves_one_owner_or_none(way: Way) -> None:
     """Each connection is served or closed, no number of a descriptor is closed twice, no place stays taken."""
     files = {harken.asyncio._transports.__file__, harken.asyncio._server.__file__}
-    functions = {"_hand_over", "_by_asyncio", "_by_any", "_by_uvloop", "of", "begin", "wait_for", "_protocol", "ended"}
+    functions = {"_hand_over", "_by_asyncio", "_by_any", "of", "begin", "_protocol", "ended"}
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
@@ -197,7 +197,7 @@ def test_a_hand_over_that_is_interrupted_at_any_line_leaves_one_owner_or_none(wa
                 await writer.wait_closed()
             if lines and lines < strike:
                 break
-        assert closed > 3
+        assert closed >= 3  # as many as the lines on uvloop's way, most of which is in C
         assert served
         monkeypatch.undo()
         await until(lambda: server.acceptor and server.acceptor.stats().open == 0)

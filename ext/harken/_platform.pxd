@@ -2,6 +2,8 @@
 # Types are hints (Cython takes widths and signs from the C compiler); functions that cannot raise are noexcept by
 # being C. What they return is told in platform/net.h.
 
+from cpython.object cimport PyObject
+
 cdef extern from "platform/net.h" nogil:
     ctypedef long long net_socket_t
     ctypedef int net_length_t "net_length_t"
@@ -266,6 +268,8 @@ cdef extern from "Python.h":
     PyInterpreterState *PyInterpreterState_Get()
     PyInterpreterState *PyInterpreterState_Main()
     int PyErr_CheckSignals() except -1
+    const int PYGEN_RETURN
+    int PyIter_Send(object iterator, object value, PyObject **result) except -1
     long PyLong_AsLongAndOverflow(object number, int *overflow) except? -1
     int PyErr_ResourceWarning(object source, Py_ssize_t level, const char *text, ...)
     void PyErr_WriteUnraisable(object where)

@@ -203,14 +203,6 @@ cdef int move_each(tuple sockets, list made, list timeouts, int by, bint exact) 
     return 0
 
 
-def lend(Socket sock not None, coroutine):
-    """The first step of a coroutine that takes the handle over: what it waits for. From then on the handle is no longer
-    ours; after an error it still is."""
-    waits_for = coroutine.send(None)
-    sock.let_go(False)
-    return waits_for
-
-
 def empty(type kind not None):
     """An instance of ``socket.socket``, or of a class derived from it, without a handle: what is to stand beside the
     handle can be set before `move` brings it. ``__init__`` is not called; closing it does nothing."""

@@ -19,11 +19,13 @@ from .._acceptor import Acceptor
 from .._draining import Drained, added, stop, waiting
 from .._listener import Listener
 from .._socket import Socket, queue_of, state_of
+from .._uvloop import must_be_protocol
 from ._threads import aside, can_wait, close_all, with_explanation
 from ._transports import way
 
 if TYPE_CHECKING:
-    from ._transports import Held, Lent, Tracked
+    from .._uvloop import Lent
+    from ._transports import Held, Tracked
 
 _FATAL = (SystemExit, KeyboardInterrupt)
 _AGES = 30 * 365 * 86400.0  # seconds; uvloop takes no more than a hundred years
@@ -66,7 +68,7 @@ class Server(asyncio.AbstractServer):
         self._ending = False
         self._closing: tuple[Any, ...] = ()  # sockets
         self._remaining: list[Socket] = []  # connections that the engine had taken
-        self._connect = way(loop)
+        self._connect = way(self)
         self._listeners: tuple[Socket, ...] | None = tuple(listeners)  # last: from now on this closes them
 
     def __repr__(self) -> str:
@@ -361,22 +363,18 @@ class Server(asyncio.AbstractServer):
             if not held:
                 self._batches, held = self._batches + 1, True  # a factory may close the server before it has the rest
             for connection in left:
-                self._begin_one(connection)
+                self._connect(self, connection)
             self._batches, held = self._batches - 1, False
             self._wake_if_over()
         except BaseException:  # the loop stops; if it goes on, so does this
             self._loop.call_soon(self._hand_over, left, held)
             raise
 
-    def _begin_one(self, connection: Socket) -> None:
-        try:
-            # In a context of its own, as if it were a task.
-            copy_context().run(self._connect, self, connection)
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, _FATAL):
-                raise
-            self._report("Error on transport creation for incoming connection", error)
+    def _not_begun(self, connection: Socket, error: BaseException) -> None:
+        connection.close()
+        if isinstance(error, _FATAL):
+            raise error
+        self._report("Error on transport creation for incoming connection", error)
 
     def _report(self, message: str, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error, "server": self})
@@ -389,18 +387,14 @@ class Server(asyncio.AbstractServer):
             self._report("Error on transport creation for incoming connection", error)
 
     def _protocol(self) -> asyncio.BaseProtocol:
-        protocol = self._factory()
-        if isinstance(protocol, type) or not hasattr(protocol, "connection_made"):
-            # Found out before there is a transport, which would stay.
-            raise TypeError(f"the protocol factory returned {protocol!r}, which is no protocol")
-        return protocol
+        return must_be_protocol(self._factory())
 
-    def _given_back(self, lent: Lent | Tracked) -> None:
+    def _given_back(self, lent: Tracked) -> None:
         """It is closed. The engine does not know."""
         self._release()
         self._lost(lent)
 
-    def _lost(self, held: Held | Lent | Tracked) -> None:
+    def _lost(self, held: Held | Tracked) -> None:
         self._held.discard(held)
         if self._listeners is None:
             self._wake_if_over()

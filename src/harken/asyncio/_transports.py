@@ -3,7 +3,7 @@
 - asyncio's own loops make a transport when they are asked with the method that their own server uses. It is private, so
   its signature is looked at before, and it gets nothing that it would not get from asyncio. Selector loops work with a
   `harken.Socket` as it is; the proactor loop wants a ``socket.socket``.
-- uvloop: ``loop.connect_accepted_socket()``, whose coroutine is driven by hand; a task would cost as much as the rest.
+- uvloop: ``loop.connect_accepted_socket()``, without a task: `harken._uvloop`.
 - any other loop: the same in a task.
 """
 
@@ -15,21 +15,37 @@ import socket
 import weakref
 from asyncio.selector_events import BaseSelectorEventLoop
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Self
 
-from .._socket import empty, lend, move, numbers_of
+from .._socket import empty, move
+from .._uvloop import Lender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from .._socket import Socket
     from ._server import Server
 
 
-def way(loop: asyncio.AbstractEventLoop) -> Callable[[Server, Socket], None]:
+def way(server: Server) -> Callable[[Server, Socket], None]:
+    """How a connection of this server begins, in a context of its own, as if it were a task."""
+    loop = server._loop
     if isinstance(loop, asyncio.BaseEventLoop) and _makes_transports(loop):
-        return _by_asyncio if isinstance(loop, BaseSelectorEventLoop) else _by_proactor
-    return _by_uvloop if type(loop).__module__.partition(".")[0] == "uvloop" else _by_any
+        return _in_context(_by_asyncio if isinstance(loop, BaseSelectorEventLoop) else _by_proactor)
+    if type(loop).__module__.partition(".")[0] == "uvloop":
+        return Lender(loop, server._factory, server._tls, server._held).begin
+    return _in_context(_by_any)
+
+
+def _in_context(connect: Callable[[Server, Socket], None]) -> Callable[[Server, Socket], None]:
+    def begin(server: Server, connection: Socket) -> None:
+        try:
+            copy_context().run(connect, server, connection)
+        except BaseException as error:
+            server._not_begun(connection, error)
+
+    return begin
 
 
 def _makes_transports(loop: Any) -> bool:
@@ -114,28 +130,6 @@ def _by_any(server: Server, connection: Socket) -> None:
         raise
 
 
-def _by_uvloop(server: Server, connection: Socket) -> None:
-    protocol = server._protocol()
-    lent: Any = Lent(server, connection)
-    coroutine: Any = None
-    try:
-        coroutine = server._loop.connect_accepted_socket(lambda: protocol, lent, **server._tls)
-        lent.coroutine, lent.open = coroutine, True
-        server._held.add(lent)
-        # Whatever is wrong with the connection or the arguments is found out in the first step, before uvloop has the
-        # descriptor; from then on it is uvloop's.
-        lent.wait_for(lend(connection, coroutine))
-    except BaseException:
-        if connection.fileno() < 0:  # an interrupt came right then: uvloop has a transport, which begins now
-            server._loop.call_soon(lent.go_on)
-        else:
-            lent.coroutine, lent.open = None, False
-            server._held.discard(lent)
-            if coroutine is not None:
-                coroutine.close()
-        raise
-
-
 class Held:
     """What a transport of asyncio's takes for its server: it tells when the transport begins and has ended. Half a
     transport, whose making failed, is not counted. ``client`` is weak, so that a transport that nobody has any more
@@ -203,47 +197,3 @@ class Tracked(socket.socket):
         tell, self.tell, self.client = self.tell, None, None
         if tell is not None:
             tell(self)
-
-
-class Lent:
-    """As much of a socket as uvloop asks for. libuv closes the descriptor; then uvloop closes what it had it from.
-
-    It also drives the coroutine that makes the transport, as a task would."""
-
-    __slots__ = ("client", "coroutine", "family", "fileno", "open", "proto", "server", "type")
-
-    def __init__(self, server: Server, connection: Socket) -> None:
-        self.server = server
-        self.family, self.type, self.proto = numbers_of(connection)
-        self.fileno: Callable[[], int] = connection.fileno
-        self.client: Any = None  # the transport
-        self.coroutine: Coroutine[Any, None, tuple[Any, Any]] | None = None  # that waits
-        self.open = False
-
-    def wait_for(self, future: Any) -> None:
-        future._asyncio_future_blocking = False
-        future.add_done_callback(self.go_on)
-
-    def go_on(self, _: object = None, error: BaseException | None = None) -> None:
-        coroutine = self.coroutine
-        if coroutine is None:
-            return
-        try:
-            self.wait_for(coroutine.send(None) if error is None else coroutine.throw(error))
-        except BaseException as end:
-            self.coroutine = None
-            if not isinstance(end, StopIteration):
-                self.server._failed(end)
-            elif self.open:
-                self.client = end.value[0]
-
-    def close(self) -> None:
-        if self.open:
-            self.open, self.client = False, None
-            self.server._given_back(self)
-
-    def end(self, what: str) -> None:
-        if self.coroutine is not None:
-            self.go_on(error=asyncio.CancelledError())
-        elif self.client is not None:
-            getattr(self.client, what)()
