@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import select
 import shutil
@@ -167,6 +166,8 @@ def _ip(*words: str) -> None:
 
 
 def _do_without_offload(sock: socket.socket, interface: str) -> None:
+    import fcntl  # where there is none, this module is only imported
+
     for number in _OFFLOADS:
         off = ctypes.create_string_buffer(struct.pack("II", number, 0))
         with contextlib.suppress(OSError):
