@@ -646,7 +646,7 @@ def test_the_network_decides(change: str, bind: str, verdicts: list[str]) -> Non
 def test_a_name_leaves_out_the_family_that_is_missing(poison: Poison) -> None:
     told = poisoned(poison, "both:0", "socket", 2, hosts="both=0.0.0.0,::")
     assert agrees(told) == ["free", "left out"]
-    assert told["rows"][1]["hint"].startswith("this system has IPv6, and a filter keeps IPv6 from this process")
+    assert told["rows"][1]["hint"].startswith("this system has IPv6, but a seccomp filter denies IPv6 to this process")
     assert told["rows"][1]["backlog"] is None
 
 
@@ -884,7 +884,7 @@ def test_a_path_is_free_where_it_can_be_made(room: Path) -> None:
     assert list(room.iterdir()) == []
     code, row = about(f"unix:{room}/no/app.sock")
     assert (code, row["verdict"]) == (1, "impossible")
-    assert f"there is no folder {room}/no" in row["hint"]
+    assert f"the folder {room}/no does not exist" in row["hint"]
     (room / "file").write_text("")
     code, row = about(f"unix:{room}/file/app.sock")
     assert (code, row["verdict"]) == (1, "impossible")
@@ -947,7 +947,7 @@ SERVER_IN_ANOTHER_NETWORK = """
 def test_a_server_in_another_network_is_seen_by_connecting(room: Path) -> None:
     told = run(SERVER_IN_ANOTHER_NETWORK.format(path=str(room / "app.sock")), namespace=True)
     assert (told["code"], told["row"]["verdict"]) == (1, "taken")
-    assert "not seen from here" in told["row"]["hint"]
+    assert "not visible from here" in told["row"]["hint"]
 
 
 @needs_unix
@@ -988,7 +988,7 @@ def test_file_systems_without_sockets_are_told(folder: str) -> None:
         harken.listen(f"unix:{folder}/harken.sock")
     assert isinstance(caught.value, (PermissionError, FileNotFoundError))
     for told in (row["hint"], caught.value.hint):
-        assert "choose another folder" in told or "must be one that this user may write to" in told
+        assert "choose another folder" in told or "this user must be allowed to write to" in told
         assert "mkdir" not in told  # it is there
 
 
@@ -1044,7 +1044,7 @@ def test_a_folder_may_be_forbidden(room: Path) -> None:
     room.chmod(0o755)
     row = told("", f"unix:{room}/app.sock")["row"]
     assert row["verdict"] == "forbidden"
-    assert "must be one that this user may write to" in row["hint"]
+    assert "this user must be allowed to write to" in row["hint"]
 
     # In a sticky folder, as /tmp is, a path that another user left behind cannot be replaced.
     room.chmod(0o1777)

@@ -103,7 +103,7 @@ def test_connections_that_went_out_from_a_port_are_told_as_the_cause() -> None:
         tell(port=port, open=open_, closed=closed, reserved=told(f"127.0.0.1:{port}"), low=told("127.0.0.1:5000"))
     """
     told = run(program, setup="echo 40000 40999 > /proc/sys/net/ipv4/ip_local_port_range")
-    given = "The system gives the ports 40000 to 40999 (net.ipv4.ip_local_port_range) to connections that go out"
+    given = "The system uses the ports 40000 to 40999 (net.ipv4.ip_local_port_range) for outgoing connections"
     for which, cause in (("open", "bound"), ("closed", "time-wait")):
         assert told[which][0] == cause
         assert given in told[which][1]
@@ -120,7 +120,7 @@ def test_the_listeners_on_a_whole_range_are_the_cause(monkeypatch: pytest.Monkey
         error = failure("bind", f"127.0.0.1:{port}-{port}", OSError(errno.EADDRINUSE, "in use"))
         assert isinstance(error, harken.AddressInUseError)
         assert (error.cause, [holder.pid for holder in error.holders]) == ("listener", [child["pid"]])
-        assert error.hint.startswith(f"no port of 127.0.0.1:{port}-{port} is free, 127.0.0.1:{port} is ")
+        assert error.hint.startswith(f"no port of 127.0.0.1:{port}-{port} is free: ")
         monkeypatch.setattr(_holders, "_on_ports", lambda _: [])
         error = failure("bind", f"127.0.0.1:{port}-{port}", OSError(errno.EADDRINUSE, "in use"))
         assert "try again" in error.hint
@@ -133,7 +133,7 @@ def test_a_wildcard_over_an_address_is_the_cause_in_both_directions(theirs: str,
         port = child["port"]
         error = failing(ours.format(port))
         assert (error.cause, error.holders[0].pid) == ("wildcard", child["pid"])
-        assert f"0.0.0.0:{port} stands for 127.0.0.1:{port} too" in error.hint
+        assert f"0.0.0.0:{port} includes 127.0.0.1:{port};" in error.hint
 
 
 @needs_ipv6
@@ -143,7 +143,7 @@ def test_a_socket_that_takes_both_families_is_the_cause(ours: str) -> None:
     with running(server("::", v6only=0)) as child:
         error = failing(ours.format(child["port"]))
         assert (error.cause, error.holders[0].pid) == ("v6only", child["pid"])
-        assert f"[::]:{child['port']}, which takes IPv4 and IPv6 alike" in error.hint
+        assert f"[::]:{child['port']}, which also accepts IPv4" in error.hint
 
 
 @linux_only
@@ -176,7 +176,7 @@ def test_a_child_that_outlived_its_parent_is_the_cause() -> None:
         error = failing(f"127.0.0.1:{parent['port']}")
         assert (error.cause, [holder.pid for holder in error.holders]) == ("inherited", [parent["child"]])
         assert f"pid {parent['child']}" in error.hint
-        assert "inherited it" in error.hint
+        assert "inherited the socket on" in error.hint
 
 
 @linux_only
@@ -231,7 +231,7 @@ def test_what_may_not_be_looked_into_is_the_cause() -> None:
         told = run(f"become({NOBODY - 1}); attempt('127.0.0.1:{child['port']}')")
     assert told["cause"] == "hidden"
     assert told["holders"] == [[None, "nobody", "listening"]]
-    assert "of user nobody that may not be looked into" in told["hint"]
+    assert "a process of user nobody that this user cannot inspect" in told["hint"]
     assert f"python -m harken who 127.0.0.1:{child['port']}" in told["hint"]
 
 
@@ -434,7 +434,7 @@ def test_an_abstract_name_and_a_descriptor_that_are_given_twice_say_so() -> None
             harken.listen(f"fd://{sock.fileno()}", bind)
         assert (caught.value.cause, caught.value.holders) == ("twice", [])
         assert repr(f"fd://{sock.fileno()}") in caught.value.hint
-        with pytest.raises(harken.ListenError, match="asked for twice"):
+        with pytest.raises(harken.ListenError, match="given twice"):
             harken.listen(f"fd://{sock.fileno()}", f"fd://{sock.fileno()}")
 
 
@@ -600,12 +600,12 @@ LINUX_WORDS = re.compile(
 @pytest.mark.parametrize(
     ("step", "address", "number", "told"),
     [
-        ("bind", ("127.0.0.1", 8080), errno.EADDRINUSE, "nobody is seen to have it"),
+        ("bind", ("127.0.0.1", 8080), errno.EADDRINUSE, "no process is found that holds it"),
         ("bind", ("127.0.0.1", 8080), errno.EACCES, "a firewall"),
         ("socket", ("127.0.0.1", 8080), errno.EACCES, "a firewall"),
         ("bind", "C:\\\\no\\\\such/app.sock", errno.ENOENT, 'mkdir "'),
         ("adopt", "fd://7", errno.EBADF, "set_inheritable()"),
-        ("adopt", "fd://7", errno.ENOTSOCK, "something else than a socket"),
+        ("adopt", "fd://7", errno.ENOTSOCK, "it is not a socket"),
         ("socket", ("127.0.0.1", 8080), errno.ENOBUFS, "no memory"),
     ],
 )
@@ -692,7 +692,7 @@ def test_a_privileged_port_is_told_with_the_limit_and_three_ways_out() -> None:
     assert (told["step"], told["number"]) == ("bind", errno.EACCES)
     assert "PermissionError" in told["kinds"]
     assert "net.ipv4.ip_unprivileged_port_start" in told["hint"]
-    for way in ("take 600 or above", "CAP_NET_BIND_SERVICE", "AmbientCapabilities=", "socket activation", "proxy"):
+    for way in ("use 600 or above", "CAP_NET_BIND_SERVICE", "AmbientCapabilities=", "socket activation", "proxy"):
         assert way in told["hint"]
 
 
@@ -710,7 +710,7 @@ def test_an_address_that_is_elsewhere_is_told_with_those_that_are_here() -> None
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert "127.0.0.1" in caught.value.hint
     assert (
-        "not 192.0.2.77: bind one of these; where it comes later, start behind it (After=network-" in caught.value.hint
+        "not 192.0.2.77: bind one of these; if it is added later, start after that (After=network-" in caught.value.hint
     )
     assert ("?freebind=1" in caught.value.hint) == LINUX
     assert ":8080" not in caught.value.hint  # which would be every address
@@ -801,7 +801,7 @@ def test_an_address_that_another_machine_has_says_so() -> None:
     """
     told = run(program, namespace=True)
     assert told["number"] == errno.EADDRNOTAVAIL
-    assert told["hint"].startswith("near has 2001:db8::10, and so has another machine there")
+    assert told["hint"].startswith("near has 2001:db8::10, but another machine on this network")
     assert told["hint"] in told["checked"]
 
 
@@ -842,7 +842,7 @@ def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> N
     """
     told = run(program)
     assert (told["step"], told["number"]) == ("socket", errno.EMFILE)
-    assert "may have 64 files and sockets open" in told["hint"]  # the limit that is in force, and may be raised to 80
+    assert "its limit of 64 open files and sockets" in told["hint"]  # the one in force; it may be raised to 80
     assert "ulimit -n" in told["hint"]
 
 
@@ -851,7 +851,7 @@ def test_a_limit_on_files_is_told_when_there_is_no_file_left_to_look_with() -> N
     [
         (errno.EAFNOSUPPORT, ("::1", 80, 0, 0), "IPv6"),
         (errno.EAFNOSUPPORT, ("127.0.0.1", 80), "no such address family"),
-        (errno.ENFILE, ("127.0.0.1", 80), "the whole system"),
+        (errno.ENFILE, ("127.0.0.1", 80), "the system-wide limit"),
         (errno.ENOBUFS, ("127.0.0.1", 80), "no memory left for sockets"),
         (errno.EACCES, "/run/app.sock", "the folder of /run/app.sock"),
         (errno.EADDRNOTAVAIL, "/run/app.sock", ""),
@@ -869,7 +869,7 @@ def test_each_number_has_its_hint_or_none(number: int, address: Any, told: str) 
 @pytest.mark.parametrize(
     ("code", "bind", "told"),
     [
-        ("EAI_NONAME", "no.such.name:80", "nothing is called 'no.such.name'"),
+        ("EAI_NONAME", "no.such.name:80", "no host is called 'no.such.name'"),
         ("EAI_NONAME", "localhost:htpp", "no service is called 'htpp'"),
         ("EAI_SERVICE", "localhost:htpp", "no service is called 'htpp'"),
         ("EAI_AGAIN", "db.internal:80", "no name server answered for 'db.internal': try again"),
@@ -888,8 +888,8 @@ def test_a_name_without_an_address_has_its_hint(code: str, bind: str, told: str)
     ("kernel_has_it", "filtered", "told"),
     [
         (False, False, "this system has no IPv6 at all (built or started without it)"),
-        (False, True, "this system has no IPv6, or a filter keeps IPv6 from this process (seccomp)"),
-        (True, False, "this system has IPv6, and a filter keeps IPv6 from this process (seccomp)"),
+        (False, True, "this system has no IPv6, or a seccomp filter denies IPv6 to this process"),
+        (True, False, "this system has IPv6, but a seccomp filter denies IPv6 to this process"),
     ],
 )
 def test_a_family_may_be_lacking_or_filtered(
@@ -929,7 +929,7 @@ def test_a_live_path_that_is_not_for_us_is_never_to_be_removed(seen: bool) -> No
         assert "remove" not in told["hint"]
         assert "choose another path" in told["hint"]
         if seen:
-            assert f"a process of user root has {path}" in told["hint"]
+            assert f"a process of user root holds {path}" in told["hint"]
         else:
             assert "Start as the user that made it (root)" in told["hint"]
 
@@ -948,7 +948,7 @@ def held_by(name: str, pid: int, address: Any = ("0.0.0.0", 22)) -> Holder:
         ("docker-proxy", 300, "docker ps --filter publish=22"),
         ("com.docker.backe", 300, "docker ps --filter publish=22"),
         ("rootlessport", 300, "podman ps"),
-        ("haproxy", 300, "take the `bind` out"),
+        ("haproxy", 300, "remove the `bind`"),
         ("supervisord", 300, "supervisorctl status"),
         ("System", 4, "netsh http show servicestate"),
         ("svchost.exe", 300, 'tasklist /svc /fi "pid eq 300"'),

@@ -122,7 +122,7 @@ def test_what_mptcp_lacks_of_tcp_is_told() -> None:
     with pytest.raises(harken.ListenError) as caught:
         harken.listen("mptcp://127.0.0.1:0", user_timeout=7777)
     assert caught.value.option == ("user_timeout", 7777)
-    assert caught.value.hint == "this kernel, or this kind of socket, has no user_timeout"
+    assert caught.value.hint == "this kernel, or this kind of socket, does not support user_timeout"
 
 
 FALLS_BACK = """

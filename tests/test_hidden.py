@@ -130,7 +130,7 @@ def test_a_privileged_port_is_told_with_a_limit_that_may_be_another(proc: str) -
     """
     told = behind(proc, program)
     assert told["number"] == errno.EACCES
-    assert "ports below 1024 (net.ipv4.ip_unprivileged_port_start, if nobody has changed it" in told["hint"]
+    assert "ports below 1024 (net.ipv4.ip_unprivileged_port_start, unless changed" in told["hint"]
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_a_filter_of_families_is_named(number: int) -> None:
     """
     told = run(REFUSE_FAMILY + COMMANDS + textwrap.dedent(program))
     for text in (told["hint"], *told["left_out"], told["check --json [::1]:0"][1]):
-        assert "this system has IPv6, and a filter keeps IPv6 from this process (seccomp)" in text
-        assert "RestrictAddressFamilies= in the systemd unit has to name AF_INET6" in text
+        assert "this system has IPv6, but a seccomp filter denies IPv6 to this process" in text
+        assert "RestrictAddressFamilies= in the systemd unit must name AF_INET6" in text
         assert "at all" not in text
 
 
@@ -175,7 +175,7 @@ def test_a_filter_of_other_families_is_named_too(family: str) -> None:
     """
     told = run(REFUSE_FAMILY + textwrap.dedent(program))
     assert (told["step"], told["number"]) == ("socket", errno.EAFNOSUPPORT)
-    assert "a filter keeps it from this process (seccomp)" in told["hint"]
+    assert "a seccomp filter denies it to this process" in told["hint"]
 
 
 @needs_seccomp

@@ -312,7 +312,7 @@ def test_after_a_failure_a_descriptor_is_as_it_was(listening: bool) -> None:
 def test_a_descriptor_that_another_bind_just_got_is_refused() -> None:
     with socket.socket() as sock:
         free = sock.fileno()
-    with pytest.raises(ListenError, match=f"adopt.fd://{free}.: .* asked for twice, or was not open"):
+    with pytest.raises(ListenError, match=f"adopt.fd://{free}.: .* given twice, or was not open"):
         harken.listen("127.0.0.1:0", f"fd://{free}")
 
 
@@ -467,7 +467,7 @@ def test_all_that_systemd_passes_is_taken_in_its_order(room: Path, names: dict[s
         assert (told["fds"], told["kind"]) == ([3, 4, 5], "Listeners")
         assert told["before"] == 2 + len(names)
         assert told["gone"] == []
-        assert "taken already" in again["text"]
+        assert "taken over already" in again["text"]
 
 
 @posix_only
@@ -512,7 +512,7 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(room: Path) -> Non
         for told in failures:
             assert (told["kind"], told["step"]) == ("ListenError", "from_systemd")
             assert "systemd:api" in told["text"]
-            assert "there is 'web', 'admin'" in told["text"]
+            assert "the names are 'web', 'admin'" in told["text"]
         assert len(last.get("got", [])) == 2 or "2 ports" in last["text"]  # nothing was lost
 
 
@@ -529,7 +529,7 @@ def test_systemd_stands_in_a_bind(room: Path) -> None:
         assert {one[1] for one in first["got"]} == {"listening"}
         if sys.platform == "linux":
             assert first["backlog"] == 7
-        assert "taken already" in last["text"]
+        assert "taken over already" in last["text"]
 
 
 @posix_only
@@ -546,7 +546,7 @@ def test_systemd_without_a_name_is_all_that_was_passed(room: Path) -> None:
             first, last = activated(program, list(sockets), **names)
             assert urls(first)[:3] == [url(sock) for sock in sockets]
             assert (len(first["got"]), first["told"]) == (4, ["passed on"] * 3)
-            assert "taken already" in last["text"]
+            assert "taken over already" in last["text"]
 
 
 @posix_only
@@ -567,23 +567,23 @@ def test_what_a_failed_listen_had_can_be_had_again(room: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({"LISTEN_FDS": "0"}, "has passed no sockets"),
+        ({"LISTEN_FDS": "0"}, "systemd passed no sockets"),
         ({"LISTEN_FDS": "-"}, "LISTEN_FDS is not in the environment"),
-        ({"LISTEN_FDS": ""}, "it is no number"),
-        ({"LISTEN_FDS": "one"}, "from_systemd(LISTEN_FDS=one): [Errno 22] it is no number"),
-        ({"LISTEN_FDS": "-1"}, "it is no number"),
-        ({"LISTEN_FDS": " 1"}, "it is no number"),
-        ({"LISTEN_FDS": "1x"}, "it is no number"),
-        ({"LISTEN_FDS": "٣"}, "it is no number"),
-        ({"LISTEN_FDS": "9" * 400}, "it is no number"),
+        ({"LISTEN_FDS": ""}, "it is not a number"),
+        ({"LISTEN_FDS": "one"}, "from_systemd(LISTEN_FDS=one): [Errno 22] it is not a number"),
+        ({"LISTEN_FDS": "-1"}, "it is not a number"),
+        ({"LISTEN_FDS": " 1"}, "it is not a number"),
+        ({"LISTEN_FDS": "1x"}, "it is not a number"),
+        ({"LISTEN_FDS": "٣"}, "it is not a number"),
+        ({"LISTEN_FDS": "9" * 400}, "it is not a number"),
         ({"LISTEN_FDS": "3"}, "3 sockets from 3 on, but 5 is not open"),
         ({"LISTEN_FDS": "2147483647"}, "but 5 is not open"),
         ({"LISTEN_PID": "-"}, "but not LISTEN_PID"),
-        ({"LISTEN_PID": ""}, "it is no number"),
-        ({"LISTEN_PID": "me"}, "it is no number"),
+        ({"LISTEN_PID": ""}, "it is not a number"),
+        ({"LISTEN_PID": "me"}, "it is not a number"),
         ({"LISTEN_PID": "{parent}"}, "A wrapper (uv run, poetry run, sh -c)"),
         ({"LISTEN_PID": "0"}, "the sockets were passed to process 0"),
-        ({"LISTEN_PIDFDID": "mine"}, "it is no number"),
+        ({"LISTEN_PIDFDID": "mine"}, "it is not a number"),
         ({"LISTEN_FDNAMES": "web"}, "1 names for 2 sockets"),
         ({"LISTEN_FDNAMES": "a:b:c"}, "3 names for 2 sockets"),
     ],
@@ -714,7 +714,7 @@ def test_what_was_adopted_by_its_number_is_taken(room: Path, how: str) -> None:
         first, rest, none = activated(program, sockets)
         assert urls(first) == [url(sockets[0])]
         assert urls(rest) == [url(sockets[1]), url(sockets[2])]
-        assert "taken already" in none["text"]
+        assert "taken over already" in none["text"]
 
 
 @posix_only
@@ -764,7 +764,7 @@ def test_one_socket_of_systemds_has_one_owner_whichever_thread_asks(room: Path) 
     with three_sockets(room) as sockets:
         (told,) = activated(program, sockets[:2])
         assert told["owners"] == 1
-        assert "taken already" in told["errors"][0]
+        assert "taken over already" in told["errors"][0]
 
 
 @posix_only

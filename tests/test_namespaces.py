@@ -145,7 +145,7 @@ def test_ipv6_is_left_out_where_the_kernel_was_started_without_it(bind: str) -> 
     assert told["hosts"] == any_or_one[:1]
     ((host, number, why),) = told["left_out"]
     assert (host, number) == (any_or_one[1], errno.EAFNOSUPPORT)
-    assert why.startswith("this system has IPv6, and a filter keeps IPv6 from this process (seccomp)")
+    assert why.startswith("this system has IPv6, but a seccomp filter denies IPv6 to this process")
     assert "RestrictAddressFamilies=" in why
     assert told["reached"] == ["127.0.0.1"]
 

@@ -786,7 +786,7 @@ def test_what_it_cannot_have_is_told_and_it_stays_open() -> None:
         with pytest.raises(harken.ListenError) as caught:
             harken.listen(f"fd://{made.fileno()}", keepalive_idle=5)
         assert caught.value.option == ("keepalive_idle", 5)
-        assert "this kind of socket, has no keepalive_idle" in caught.value.hint
+        assert "this kind of socket, does not support keepalive_idle" in caught.value.hint
         assert made.getsockopt(SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
@@ -1131,7 +1131,7 @@ def test_what_needs_a_privilege_says_which() -> None:
         assert "CAP_NET_ADMIN" in hint
     assert told["priority"][1].startswith("priority above 6 needs CAP_NET_ADMIN: AmbientCapabilities=CAP_NET_ADMIN in")
     if forbidden:
-        allowed_are = f"there is {allowed} (net.ipv4.tcp_allowed_congestion_control)"
+        allowed_are = f"only these may be used: {allowed} (net.ipv4.tcp_allowed_congestion_control)"
         assert told["congestion"][1] == f"without CAP_NET_ADMIN {allowed_are}"
 
 
@@ -1148,7 +1148,7 @@ def test_what_is_not_here_says_what_is() -> None:
     error = caught.value
     assert (error.errno, error.option) == (errno.ENOENT, ("congestion", "harken"))
     available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
-    assert error.hint == f"there is {' '.join(available)}; `modprobe tcp_harken` may bring it"
+    assert error.hint == f"available here: {' '.join(available)}; `modprobe tcp_harken` may add it"
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), type(copied), copied.option) == (str(error), type(error), error.option)
 

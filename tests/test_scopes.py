@@ -177,12 +177,12 @@ def test_an_error_shows_the_scope_and_the_interface_that_has_the_address() -> No
     assert told["[fe80::c]:8080"].endswith("hint: a link-local address needs its interface, as in [fe80::c%v0]:8080")
     assert "as in [febf::c%eth0]:8080, and none of lo, v" in told["[febf::c]:8080"]
     assert told["[fe80::5%v0]:80"].startswith("bind([fe80::5%v0]:80): ")
-    assert "no interface has fe80::5, neither has v0: it has " in told["[fe80::5%v0]:80"]
+    assert "neither v0 nor any other interface has fe80::5: it has " in told["[fe80::5%v0]:80"]
     assert "[fe80::c%v0]" not in told["[fe80::5%v0]:80"]
     assert "fe80::c%v0" in told["[fe80::5%v0]:80"]
-    assert told["[fe80::1%lo]:80"].endswith("neither has lo: it has no link-local address: is it up?")
+    assert told["[fe80::1%lo]:80"].endswith("has fe80::1: it has no link-local address: is it up?")
     assert told["[fe80::c%77]:80"].startswith("bind([fe80::c%77]:80): ")
-    assert "no interface here has the number 77: there is lo, v" in told["[fe80::c%77]:80"]
+    assert "no interface here has the number 77: the interfaces are lo, v" in told["[fe80::c%77]:80"]
 
 
 @linux_only
@@ -192,7 +192,7 @@ def test_an_interface_that_is_missing_is_told_with_those_that_are_there() -> Non
     told = run(dedent(ATTEMPT.format(binds=binds)), setup=PAIR)
     for bind, name in zip(binds, ("eth9", "eth9", "b\u00fcro"), strict=True):
         assert told[bind].startswith(f"getaddrinfo({bind}): ")
-        assert f"hint: no interface here is called {name}: there is lo, v" in told[bind]
+        assert f"hint: no interface here is called {name}: the interfaces are lo, v" in told[bind]
 
 
 @needs_ipv6
@@ -203,7 +203,7 @@ def test_an_ipv4_address_in_ipv6_form_is_told(host: str) -> None:
     with pytest.raises(harken.ListenError) as caught:
         harken.listen(f"[{host}]:8080")
     assert caught.value.hint == (
-        "an IPv4 address in IPv6 form, which a socket for IPv6 alone cannot have: write 127.0.0.1:8080"
+        "an IPv4 address in IPv6 form, which an IPv6-only socket cannot be bound to: write 127.0.0.1:8080"
     )
     with harken.listen(f"[{host}]:0", ipv6_only=False) as listeners:  # which can
         assert listeners[0].address[0] == "::ffff:127.0.0.1"
@@ -213,7 +213,7 @@ def test_an_ipv4_address_in_ipv6_form_is_told(host: str) -> None:
 def test_an_ipv4_address_in_the_older_ipv6_form_is_told() -> None:
     with pytest.raises(harken.ListenError) as caught:
         harken.listen("[::127.0.0.1]:8080")
-    assert "an IPv4 address in IPv6 form, which nobody has: write 127.0.0.1:8080" in caught.value.hint
+    assert "an IPv4 address in IPv6 form, which no machine has: write 127.0.0.1:8080" in caught.value.hint
 
 
 def test_every_place_that_shows_an_address_shows_its_scope() -> None:
@@ -285,7 +285,7 @@ def test_a_bind_can_be_made_from_values(values: dict[str, Any], facts: tuple[Any
         (ValueError, r"port 'a\\x00' has a NUL in it", {"host": "x", "port": "a\0"}),
         (
             ValueError,
-            "has the scheme tcp, tcp4, tcp6, mptcp, and not 'unix'",
+            "has one of the schemes tcp, tcp4, tcp6, mptcp, not 'unix'",
             {"host": "x", "port": 1, "scheme": "unix"},
         ),
         (ValueError, "does not go with tcp6", {"host": "x", "port": 1, "scheme": "tcp6", "family": socket.AF_INET}),

@@ -253,7 +253,7 @@ def test_what_cannot_be_written_is_told(command: str) -> None:
         run = [sys.executable, "-m", "harken", command, str(held.port)]
         result = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
     assert result.returncode == 1
-    assert result.stderr.startswith("harken: stdout cannot be written to: [Errno 28]")
+    assert result.stderr.startswith("harken: cannot write to stdout: [Errno 28]")
     assert result.stderr.count("\n") == 1
 
 

@@ -64,7 +64,7 @@ def test_nobody_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) 
     assert main(["who", f"127.0.0.1:{port}"]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"harken: nobody has 127.0.0.1:{port}\n"
+    assert shown.err == f"harken: no process holds 127.0.0.1:{port}\n"
     assert main(["who", "--json", f"127.0.0.1:{port}"]) == 1
     assert capsys.readouterr().out == ""
     with harken.listen("127.0.0.1:0") as listeners:
@@ -99,7 +99,7 @@ def test_what_may_not_be_seen_is_said(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert main(["who", "80"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "-\twww\tlistening\t[::]:80\t-\t-\n"
-    assert "the administrator sees more" in shown.err
+    assert "cannot inspect all processes" in shown.err
 
 
 def test_connections_that_ended_are_shown_and_are_nobodys(

@@ -295,7 +295,7 @@ cdef class Acceptor:
         cdef bytes wanted = engine_of(engine)
         cdef tuple sockets = listeners_of(listeners)
         if not self.claim():
-            raise RuntimeError("this Acceptor has its listeners already, make another one")
+            raise RuntimeError("this Acceptor already has its listeners: make another one")
         try:
             self.batch, self.stride, self.most, self.policy = most_at_once, stride, most, policy
             # An eighth of a small limit is nothing: then there must be room for one.
@@ -337,7 +337,7 @@ cdef class Acceptor:
                 c.net_raise(error)
             except OSError as failure:
                 if self.engine is not None:
-                    failure.add_note(f"the engine {self.engine.decode()!r} cannot be had here")
+                    failure.add_note(f"the engine {self.engine.decode()!r} is not available here")
                 raise
         return 0
 
@@ -762,7 +762,7 @@ cdef class Acceptor:
                     c.net_raise(error)
                 except OSError as failure:
                     if obstacle == LISTENER:
-                        failure.add_note("one listener can accept no more; it was closed, or shut down, elsewhere")
+                        failure.add_note("one listener can no longer accept: it was closed or shut down elsewhere")
                     raise
             elif not found and self.ended():
                 return None
@@ -820,7 +820,7 @@ cdef class Acceptor:
             if isinstance(answer, (int, float)) and not isinstance(answer, bool):
                 seconds = answer
                 if isnan(seconds) or seconds < 0:
-                    raise ValueError(f"on_overload returned {answer!r}, no number of seconds")
+                    raise ValueError(f"on_overload returned {answer!r}, which is not a number of seconds")
             elif answer == "shed":
                 shed = True
             elif answer is not None and answer != "pause":
@@ -981,7 +981,7 @@ cdef class Acceptor:
             try:
                 c.net_raise(error)
             except OSError as failure:
-                failure.add_note(f"the engine {self.kind()!r} has nothing that a loop could poll: wait() in a thread")
+                failure.add_note(f"the engine {self.kind()!r} has no descriptor for a loop: call wait() in a thread")
                 raise
         self.polled = True
         self.share_out()
@@ -1298,13 +1298,13 @@ cdef int check_listener(Socket listener, int n, set before) except -1:
     if not open:
         raise ValueError(f"listener {n} is closed, or was given away")
     if listener.kind != c.SOCK_STREAM:
-        raise ValueError(f"listener {n} is no stream socket: {listener!r}")
+        raise ValueError(f"listener {n} is not a stream socket: {listener!r}")
     if error:
         c.net_raise(error)
     if not listening:
         raise ValueError(f"listener {n} does not listen yet, call its listen(): {listener!r}")
     if twice:
-        raise ValueError(f"listener {n} is there twice: {listener!r}")
+        raise ValueError(f"listener {n} is given twice: {listener!r}")
     return 0
 
 

@@ -983,7 +983,7 @@ cdef class Socket:
             PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
             if view.len > 0x7FFFFFFF:
                 PyBuffer_Release(&view)
-                raise OverflowError("setsockopt(): the value is larger than an int can tell")
+                raise OverflowError("setsockopt(): the value does not fit in an int")
             failed = self.set_option(at, name, <const char *>view.buf, <net_length_t>view.len)
             PyBuffer_Release(&view)
         if failed:
@@ -1090,7 +1090,7 @@ cdef class Socket:
             try:
                 c.net_raise(error)
             except OSError as failure:
-                failure.add_note(f"fileno: {fileno} is no socket that this process can use")
+                failure.add_note(f"fileno: {fileno} is not a socket that this process can use")
                 raise
         self.domain = actual_family if family == -1 else family
         self.kind = actual_type if type == -1 else type & ~(c.NET_SOCK_NONBLOCK | c.NET_SOCK_CLOEXEC)

@@ -71,7 +71,7 @@ cdef bytes text_of(object host, str what):
                 text = idna(host)
             except UnicodeError as error:
                 # The codec's own message does not say which of the caller's arguments it is about.
-                error.add_note(f"{what}: {brief(host)} is no host name")
+                error.add_note(f"{what}: {brief(host)} is not a host name")
                 raise
     elif isinstance(host, (bytes, bytearray)):
         text = c.PyBytes_FromObject(host)

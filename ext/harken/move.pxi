@@ -437,7 +437,7 @@ def take_numbers(list numbers, list made, set taken, list into):
         for n in range(len(numbers)):
             number = numbers[n]
             if number in taken:
-                raise OSError(c.NET_EBADF, "somebody in this process has taken it meanwhile")
+                raise OSError(c.NET_EBADF, "another thread of this process has taken it meanwhile")
             own(number, <Socket?>made[n], number, taken)
     except BaseException as error:
         del into[count:]

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130  # before there was anything to end cleanly
     except _WriteError as unwritten:
         if unwritten.errno != errno.EPIPE:  # or else whoever read it has seen enough
-            print(f"harken: stdout cannot be written to: {unwritten.__cause__}", file=sys.stderr)
+            print(f"harken: cannot write to stdout: {unwritten.__cause__}", file=sys.stderr)
         # What is not written yet goes nowhere, or Python would try again when it ends.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="harken",
         description="From a name to accepted connections.",
-        epilog="Exit codes: 0 done, 1 a listener could not be opened or nobody has the address, 2 the command line"
-        " could not be read, 3 who has the address cannot be told. Each command's --help has its own.",
+        epilog="Exit codes: 0 done, 1 a listener could not be opened or no process holds the address, 2 the command"
+        " line is invalid, 3 the holder cannot be determined. Each command's --help has its own.",
     )
     parser.add_argument("--version", action="version", version=f"harken {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -99,24 +99,27 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="an echo server on the given binds",
         description="Listens on every BIND and sends back whatever clients send, until Ctrl-C, SIGTERM or --for.",
-        epilog="A BIND is anything that harken reads: 8080, 127.0.0.1:8080, [::1]:8080, localhost:http, :8000-8010,"
+        epilog="A BIND is anything that harken.listen() accepts: 8080, 127.0.0.1:8080, [::1]:8080, localhost:http,"
+        " :8000-8010,"
         " unix:/run/app.sock, fd://3, also with options: :8080?reuse_port=1. Port 0 lets the system choose.",
     )
     serve.add_argument("binds", nargs="*", metavar="BIND", help="default: 127.0.0.1:27015 and [::1]:27015")
     serve.add_argument("--for", dest="seconds", type=_seconds, metavar="SECONDS", help="stop after this time")
-    serve.add_argument("--backlog", type=int, metavar="N", help="connections that may wait (default: all allowed)")
     serve.add_argument(
-        "--every", type=_seconds, default=5.0, metavar="SECONDS", help="between two lines of figures (default: 5)"
+        "--backlog", type=int, metavar="N", help="connections that may wait (default: as many as the system grants)"
+    )
+    serve.add_argument(
+        "--every", type=_seconds, default=5.0, metavar="SECONDS", help="time between two lines of figures (default: 5)"
     )
     serve.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     serve.set_defaults(run=_serve)
 
     who = commands.add_parser(
         "who",
-        help="who has an address",
-        description="Names the processes that have a BIND, also the ones that listen on a wildcard for it.",
-        epilog="A BIND is 8080, 127.0.0.1:8080, [::1]:8080, localhost:http, unix:/run/app.sock. Exit codes: 0 somebody"
-        " has one of them, 1 nobody, 2 a BIND could not be read, 3 it cannot be told.",
+        help="which processes hold an address",
+        description="Names the processes that hold the address of a BIND, also by listening on a wildcard.",
+        epilog="A BIND is 8080, 127.0.0.1:8080, [::1]:8080, localhost:http, unix:/run/app.sock. Exit codes: 0 a"
+        " process holds one of them, 1 none does, 2 a BIND is invalid, 3 it cannot be determined.",
     )
     who.add_argument("binds", nargs="+", metavar="BIND")
     who.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
@@ -124,15 +127,15 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser(
         "check",
-        help="what would become of binds, and why",
-        description="Says what harken.listen(BIND...) would open, what would stand in its way and what to do about it."
-        " Names are looked up, and each address is bound and closed again at once: for that instant it is not free, and"
-        " nobody can connect to it. Unix paths and inherited sockets are only looked at.",
-        epilog="A BIND is anything that harken reads: 8080, :8000-8010, localhost:http, unix:/run/app.sock, fd://3,"
-        " systemd:web, also with options: :8080?backlog=8192. Between tabs: verdict, address, bind, backlog, cause,"
-        " held by, error, hint, note. Exit codes: 0 all could be opened, 1 at least one could not, 2 a BIND could not"
-        " be read (then nothing is said of the others, as nothing would be opened), 3 of at least one it cannot be"
-        " told (of the rest, all could).",
+        help="whether binds could be opened, and if not, why",
+        description="Reports what harken.listen(BIND...) would open, what would prevent it and what to do about that."
+        " Names are looked up, and each address is bound and closed again at once: for that instant it is in use, and"
+        " nobody can connect to it. Unix paths and inherited sockets are only inspected.",
+        epilog="A BIND is anything that harken.listen() accepts: 8080, :8000-8010, localhost:http, unix:/run/app.sock, fd://3,"
+        " systemd:web, also with options: :8080?backlog=8192. Other programs get tabs between verdict, address,"
+        " bind, backlog, cause, held by, error, hint, note. Exit codes: 0 all could be opened, 1 at least one could"
+        " not, 2 a BIND is invalid (nothing is reported of the others, as nothing would be opened), 3 at least one is"
+        " undetermined (the others could be opened).",
     )
     check.add_argument("binds", nargs="+", metavar="BIND")
     check.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
@@ -178,7 +181,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0
     if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return seconds
 
 

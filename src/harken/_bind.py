@@ -236,7 +236,7 @@ def to_open(bind: str | int | Bind) -> Bind:
 
 def _of(host: str | None, port: int | str, scheme: str, family: int, scope_id: int) -> _Fields:
     if scheme not in _FAMILIES:
-        raise ValueError(f"a bind of a host and a port has the scheme {', '.join(_FAMILIES)}, and not {scheme!r}")
+        raise ValueError(f"a bind of a host and a port has one of the schemes {', '.join(_FAMILIES)}, not {scheme!r}")
     if family != AF_UNSPEC:
         of_family = {AF_INET: "tcp4", AF_INET6: "tcp6"}.get(family)
         if of_family is None or scheme not in ("tcp", of_family):
@@ -265,7 +265,7 @@ def _host_of(host: str | None) -> str | None:
     if not isinstance(host, str):
         raise TypeError(f"a host is a str or None, not {type(host).__name__}: {_shown(host)}")
     if len(host) > _MOST_OF_A_HOST:
-        raise ValueError(f"host {_short(host[:])!r}: {len(host)} characters, and a name has 253 at most")
+        raise ValueError(f"host {_short(host[:])!r}: {len(host)} characters, a name has at most 253")
     if "\0" in host:
         raise ValueError(f"host {host[:200]!r} has a NUL in it")
     return host[:] or None  # the text itself, also of a subclass with a __str__ of its own
@@ -276,7 +276,7 @@ def _port_of(port: int | str) -> int | str:
         if "\0" in port:
             raise ValueError(f"port {_short(port[:])!r} has a NUL in it")
         if len(port) > 255 and not _is_number(port):
-            raise ValueError(f"port {_short(port[:])!r}: {len(port)} characters are no name of a service")
+            raise ValueError(f"port {_short(port[:])!r}: {len(port)} characters are not the name of a service")
         if port and not _is_number(port):
             return port[:]
         port = _number(port)
@@ -390,7 +390,7 @@ def _scheme(text: str) -> tuple[str, int]:
     word, separator, _ = text.partition("://")
     if separator:
         if word not in SCHEMES:
-            _refuse(text, 0, f"{_short(word)!r} is none of {', '.join(SCHEMES)}")
+            _refuse(text, 0, f"{_short(word)!r} is not one of {', '.join(SCHEMES)}")
         return word, len(word) + 3
     if text.startswith(("/", "./", "../", "@")):
         _refuse(text, 0, f"a unix socket is written unix:{_short(text)}")
@@ -422,9 +422,9 @@ def _host(text: str, at: int, end: int) -> tuple[str | None, int | None, int]:
             right = f"[{host}]:{_short(port)}"
         elif _is_ipv6(text[at:end]):
             right = f"[{text[at:end]}]:8080"
-        _refuse(text, at, f"an IPv6 address stands in brackets, as in {right}")
+        _refuse(text, at, f"an IPv6 address is written in brackets, as in {right}")
     if host in _NO_VALUE or (at == 0 and host in _NO_HOSTS):
-        _refuse(text, at, f"{host!r} stands where a host should be; a host of that name is written tcp://{text}")
+        _refuse(text, at, f"{host!r} is not a host; if it is a host name, it is written tcp://{text}")
     if len(host) > _MOST_OF_A_HOST:
         _refuse(text, at, "no host name is longer than 253 characters")
     _none_of(text, at, colon, "a host", _NO_HOST)
@@ -460,7 +460,7 @@ def _in_brackets(text: str, at: int, end: int) -> tuple[str, int | None, int]:
     host = text[at + 1 : close]
     address, percent, scope = host.partition("%")
     if not _is_ipv6(address):
-        _refuse(text, at + 1, f"{_short(address)!r} is no IPv6 address, which is written [::1]:8080 with its port")
+        _refuse(text, at + 1, f"{_short(address)!r} is not an IPv6 address, which is written [::1]:8080 with its port")
     _can_be_reached(text, at + 1, address)
     if not percent:
         return host, None, close + 2
@@ -471,7 +471,7 @@ def _in_brackets(text: str, at: int, end: int) -> tuple[str, int | None, int]:
         right = f"[{address}]:{_short(text[close + 2 : end])}?interface={_short(scope)}"
         _refuse(
             text, scope_at - 1,
-            "only a link-local address (fe80::/10) has a scope; an option takes the connections of one interface"
+            "only a link-local address (fe80::/10) has a scope; the option interface limits it to one interface"
             f" alone, as in {right}",
         )  # fmt: skip
     name, number = _scope(text, scope_at, close)
@@ -482,7 +482,7 @@ def _can_be_resolved(text: str, at: int, host: str) -> None:
     try:
         labels = (host.encode("ascii") if host.isascii() else idna(host)).split(b".")
     except UnicodeError:
-        _refuse(text, at, f"{_short(host)!r} is no host name")
+        _refuse(text, at, f"{_short(host)!r} is not a host name")
     if max(map(len, labels)) > 63:
         _refuse(text, at, "no part of a host name is longer than 63 characters")
     if sum(map(len, labels)) + len(labels) > 255:  # with the dots, of which one may be the last
@@ -527,9 +527,9 @@ def _can_be_reached(text: str, at: int, address: str) -> None:
     normal = normal_host(address) or ""
     first = normal.partition(":" if ":" in normal else ".")[0]
     if (len(first) == 4 and first[:2] == "ff") if ":" in normal else 224 <= int(first) < 240:
-        _refuse(text, at, f"{normal} is a multicast address, to which nobody can connect by TCP")
+        _refuse(text, at, f"{normal} is a multicast address, to which no TCP client can connect")
     if normal == "255.255.255.255":
-        _refuse(text, at, f"{normal} is the broadcast address, to which nobody can connect by TCP")
+        _refuse(text, at, f"{normal} is the broadcast address, to which no TCP client can connect")
 
 
 def _scope(text: str, at: int, end: int) -> tuple[str, int | None]:
@@ -543,11 +543,11 @@ def _scope(text: str, at: int, end: int) -> tuple[str, int | None]:
     name = _decoded(text, at, end)
     if not _is_number(name):
         if "/" in name or "\0" in name or len(fsencode(name)) > 255:
-            _refuse(text, at, f"{_short(name)!r} is no name of an interface")
+            _refuse(text, at, f"{_short(name)!r} is not the name of an interface")
         return name, None
     number = _number(name)
     if not 0 < number <= 0xFFFFFFFF:
-        _refuse(text, at, f"{_short(name, 20)} is no number of an interface: they begin with 1")
+        _refuse(text, at, f"{_short(name, 20)} is not the number of an interface: they start at 1")
     return str(number), number
 
 
@@ -579,7 +579,7 @@ def _port(text: str, at: int, end: int, most: int) -> tuple[int | str, int | Non
         return numbers[0], numbers[1] if dash and numbers[0] < numbers[1] else None
     named = most == 65535  # services are of TCP
     if port in _NO_VALUE:
-        _refuse(text, at, f"{port!r} stands where a port should be")
+        _refuse(text, at, f"{port!r} is not a port")
     if not (
         named
         and len(port) <= 255
@@ -589,7 +589,9 @@ def _port(text: str, at: int, end: int, most: int) -> tuple[int | str, int | Non
         and port.isprintable()
     ):
         or_name = ", or the name of a service" if named else ""
-        _refuse(text, at, f"{_short(port)!r} is no port: a number from 0 to {most}, a range as in 8000-8010{or_name}")
+        _refuse(
+            text, at, f"{_short(port)!r} is not a port: a number from 0 to {most}, a range as in 8000-8010{or_name}"
+        )
     return port, None
 
 
@@ -602,7 +604,7 @@ def _path(text: str, at: int, end: int) -> str:
             _refuse(text, at, f"a path is written unix:/path or unix:{_short(text[at + 2 : end])}")
         at += 2
     if text.startswith("~", at):
-        _refuse(text, at, "nobody replaces ~ here; a file of that name is written unix:./~")
+        _refuse(text, at, "~ is not expanded here; a file of that name is written unix:./~")
     dollar = text.find("$", at, end)
     if dollar >= 0 and (text[dollar + 1 : dollar + 2] in ("{", "(") or _begins_a_part(text, at, dollar)):
         _refuse(text, dollar, "a variable has not been replaced by its value; the character itself is written %24")
@@ -630,7 +632,7 @@ def _name(text: str, at: int, end: int) -> str:
 def _fd(text: str, at: int, end: int) -> int:
     number = _number(text[at:end]) if _is_number(text[at:end]) else -1
     if not 0 <= number <= 0x7FFFFFFF:
-        _refuse(text, at, f"{_short(text[at:end])!r} is no file descriptor, as in fd://3")
+        _refuse(text, at, f"{_short(text[at:end])!r} is not a file descriptor, as in fd://3")
     return number
 
 
@@ -638,7 +640,7 @@ def _cid(text: str, at: int, end: int) -> int:
     cid = text[at:end]
     number = _number(cid) if _is_number(cid) else _CIDS.get(cid, -1)
     if not 0 <= number <= 0xFFFFFFFF:
-        _refuse(text, at, f"{_short(cid)!r} is no context id: a number, host, local, or * for any")
+        _refuse(text, at, f"{_short(cid)!r} is not a context id: a number, host, local, or * for any")
     return number
 
 
@@ -647,7 +649,7 @@ def _options(text: str, at: int) -> _Pairs:
     for part in text[at:].split("&"):
         key, equals, _ = part.partition("=")
         if not (key.isascii() and key.isidentifier()):
-            _refuse(text, at, f"{_short(key)!r} is no option, which is written name=value")
+            _refuse(text, at, f"{_short(key)!r} is not an option, which is written name=value")
         if not equals:
             _refuse(text, at + len(key), f"the value of {_short(key)} is missing, as in {_short(key)}=1")
         if key in found:
@@ -665,7 +667,7 @@ def _decoded(text: str, at: int, end: int) -> str:
     for part in others:
         digits = part[:2]
         if len(digits) != 2 or not _HEX.issuperset(digits):
-            _refuse(text, at, "a percent sign is followed by two hexadecimal digits, and written %25 itself")
+            _refuse(text, at, "a percent sign must be followed by two hexadecimal digits; itself it is written %25")
         data.append(int(digits, 16))
         data += _encoded(text, at + 3, part[2:])
         at += 1 + len(part)

@@ -154,7 +154,7 @@ def _names(bind: Bind) -> tuple[str, ...]:
 
 def _must_be_new(fd: int, taken: Iterable[int]) -> None:
     if fd in taken:
-        failed("adopt", f"fd://{fd}", "this descriptor is asked for twice, or was not open")
+        failed("adopt", f"fd://{fd}", "this descriptor is given twice, or was not open")
 
 
 def _take(names: tuple[str, ...], into: list[Listener]) -> None:
@@ -167,7 +167,7 @@ def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[in
     """Descriptors, each of which can be listened on."""
     left = [(name, fd) for name, fd in passed if fd not in taken]
     if not left:
-        failed("from_systemd", "", "all sockets that systemd passed are taken already")
+        failed("from_systemd", "", "all sockets that systemd passed have been taken over already")
     chosen = [] if names else [fd for _, fd in _without_datagrams(left)]
     for name in names:
         if not isinstance(name, str):
@@ -175,7 +175,7 @@ def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[in
         of_name = [entry for entry in left if entry[0] == name and entry[1] not in chosen]
         if not of_name:
             there = ", ".join(repr(name) for name in dict.fromkeys(name for name, _ in left))
-            failed("from_systemd", f"systemd:{name}", f"no socket has this name; there is {there}")
+            failed("from_systemd", f"systemd:{name}", f"no socket has this name; the names are {there}")
         chosen += [fd for _, fd in _without_datagrams(of_name)]
     for fd in chosen:
         _must_fit(fd)
@@ -217,7 +217,7 @@ def _announced() -> list[tuple[str, int]]:
     count = environment.get("LISTEN_FDS")
     if count is None:
         if not _passed:
-            failed("from_systemd", "", "systemd has passed no sockets: LISTEN_FDS is not in the environment")
+            failed("from_systemd", "", "systemd passed no sockets: LISTEN_FDS is not in the environment")
         return []
     pid, pidfd_id = environment.get("LISTEN_PID"), environment.get("LISTEN_PIDFDID")
     if pid is None:
@@ -237,7 +237,7 @@ def _announced() -> list[tuple[str, int]]:
         )
     number = _number("LISTEN_FDS", count)
     if number == 0:
-        failed("from_systemd", "LISTEN_FDS=0", "systemd has passed no sockets")
+        failed("from_systemd", "LISTEN_FDS=0", "systemd passed no sockets")
     listed = environment.get("LISTEN_FDNAMES")
     names = listed.split(":") if listed else []
     if names and len(names) != number:
@@ -271,7 +271,7 @@ def _is_newer(fd: int) -> bool:
 
 def _number(variable: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 20):
-        failed("from_systemd", f"{variable}={value}", "it is no number")
+        failed("from_systemd", f"{variable}={value}", "it is not a number")
     return int(value)
 
 

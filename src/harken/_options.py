@@ -195,13 +195,14 @@ _ELSEWHERE = {
                     " '127.0.0.1:8080'"),
     **dict.fromkeys(("uds", "path", "unix"), "a unix socket is a bind, as in 'unix:/run/app.sock'"),
     **dict.fromkeys(("fd", "fileno"), "a descriptor is a bind, as in 'fd://3'"),
-    **dict.fromkeys(("sock", "socket"), "a socket that is there already is taken over by harken.adopt()"),
+    **dict.fromkeys(("sock", "socket"), "an existing socket is passed to harken.adopt()"),
     "family": "the family is in the bind, as in 'tcp4://:8080' or 'tcp6://:8080'",
-    **dict.fromkeys(("reuseaddress", "reuseaddr"), "SO_REUSEADDR is on where that is safe; exclusive=1 is without it"),
+    **dict.fromkeys(("reuseaddress", "reuseaddr"), "SO_REUSEADDR is set where that is safe; exclusive=1 leaves it off"),
     **dict.fromkeys(("ssl", "tls", "sslcontext", "certfile", "keyfile", "cert", "key"), "TLS is for the server, which"
                     " gets the sockets"),
-    **dict.fromkeys(("loop", "startserving"), "that is for harken.asyncio"),
-    **dict.fromkeys((name.replace("_", "") for name in _ASYNCIO), "that is for acceptor(), and for harken.asyncio"),
+    **dict.fromkeys(("loop", "startserving"), "that is an argument of harken.asyncio's functions"),
+    **dict.fromkeys((name.replace("_", "") for name in _ASYNCIO), "that is an argument of acceptor() and of"
+                    " harken.asyncio's functions"),
 }  # fmt: skip
 _FAR = 40  # longer names are no slips of the keyboard, and comparing takes time with the square of the length
 

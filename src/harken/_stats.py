@@ -195,8 +195,9 @@ def warn_if_less(asked: Iterable[tuple[Socket, int]], level: int = 2) -> None:
             else:
                 setting, container = "kern.ipc.soacceptqueue", ""
             warn(
-                f"a backlog of {backlog} was asked for, and the system grants {granted}: when so many connections wait,"
-                f" more are dropped and have to try again. To raise the limit: sysctl -w {setting}={wished}{container}",
+                f"a backlog of {backlog} was asked for, and the system grants {granted}: when that many connections"
+                " wait, further ones are dropped and have to be retried. To raise the limit:"
+                f" sysctl -w {setting}={wished}{container}",
                 RuntimeWarning,
                 stacklevel=level,
             )

@@ -170,7 +170,7 @@ class UnixListener(Listener):
         is not taken over yet, which only one of ours will do."""
         super()._about_to_move(by)
         if self.entry is not None and self.entry.pending and by != "adopt()":
-            raise ValueError(f"{self.url} is taken over in listen(): call that first")
+            raise ValueError(f"{self.url} is taken over by listen(): call that first")
 
     @classmethod
     def without_handle(cls, path: str, plan: Plan | None = None) -> UnixListener:
@@ -196,9 +196,9 @@ def _rights(
     wanted = [name for name, value in given.items() if value is not None]
     if path.startswith("\0") and (wanted or exclusive is False):
         name = wanted[0] if wanted else "exclusive=False"
-        raise ValueError(f"{name} is for a path; @{path[1:]} is an abstract name, which is in no directory")
+        raise ValueError(f"{name} applies to a path; @{path[1:]} is an abstract name, which is in no directory")
     if wanted and not hasattr(os, "chown"):
-        raise ValueError(f"{wanted[0]}: a unix socket has none on this system")
+        raise ValueError(f"{wanted[0]}: unix sockets have none on this system")
     if mode is not None and not 0 <= mode <= 0o777:
         raise ValueError(f"mode {oct(mode)} is not between 0o0 and 0o777")
     return user_id(owner), group_id(group), -1 if mode is None else mode
@@ -331,5 +331,5 @@ def _id(option: str, value: str | int | None, module: str, look_up: str, what: s
                 raise ValueError(f"{option}: no {what} is called {value!r} here") from None
     number = int(value)
     if not 0 <= number < 0xFFFFFFFF:  # which is -1 to chown(2): leave it as it is
-        raise ValueError(f"{option}: {number} is no {what}'s number")
+        raise ValueError(f"{option}: {number} is not the number of a {what}")
     return number

@@ -29,14 +29,17 @@ def run(binds: Sequence[str], as_json: bool, out: TextIO) -> int:
             return 3
         found.update(dict.fromkeys(holding))
         if not holding:
-            print(f"harken: nobody has {bind}", file=sys.stderr)
+            print(f"harken: no process holds {bind}", file=sys.stderr)
     if as_json:
         for holder in found:
             print(json.dumps(_facts(holder)), file=out)
     else:
         print_table(HEADINGS, list(map(_row, found)), out)
     if any(holder.pid is None and holder.user for holder in found):
-        print("harken: not all processes may be looked into; the administrator sees more", file=sys.stderr)
+        print(
+            "harken: this user cannot inspect all processes; root, or the administrator on Windows, sees more",
+            file=sys.stderr,
+        )
     return 0 if any(holder.pid is not None or holder.user or holder.state in LIVING for holder in found) else 1
 
 

@@ -180,7 +180,7 @@ class Trial:
         tried = next((one[1] for one in found if one[1] is not None), None)
         backlog, note = _queue(plan, tried) if bind.cid is None else (None, "")
         if plain is not None:
-            note = _joined("this system has no MPTCP, it would be plain TCP", note)
+            note = _joined("this system has no MPTCP: it would be plain TCP", note)
         rows: list[Foreseen] = []
         sockets: list[Listener] = []
         for address, sock, step, reason, absent in found:
@@ -286,7 +286,7 @@ class Trial:
         text, fact, shares = _about(bind, fd)
         listens = describe(fd)[2] == "listening"
         if listens:
-            backlog, note = queue_of(fd)[1], "it listens already, and keeps its queue"
+            backlog, note = queue_of(fd)[1], "it listens already and keeps its queue"
         else:
             backlog, note = _queue(plan)
             if fact is not None and isinstance(fact.address, tuple):
@@ -375,7 +375,7 @@ def _granted(plan: Plan) -> tuple[int | None, str]:
     if asked is None or asked <= int(most):
         return int(most) if asked is None else asked, ""
     return int(most), (
-        f"of the {asked} that are asked for, net.core.somaxconn grants {most}: raise it"
+        f"backlog={asked} was asked for, and net.core.somaxconn grants {most}: raise it"
         f" (`sysctl -w net.core.somaxconn={asked}`, and in /etc/sysctl.d to stay)"
     )
 
@@ -386,8 +386,8 @@ def _lent(address: Any) -> str:
     if found is None:
         return ""
     return (
-        f"a connection that goes out from this machine may be given this port first, which is one of {found[0]} to"
-        f" {found[1]} (net.ipv4.ip_local_port_range): choose one below, or reserve it (`{reserving(address[1])}`)"
+        f"an outgoing connection may get this port first, which is one of {found[0]} to {found[1]}"
+        f" (net.ipv4.ip_local_port_range): choose a lower port, or reserve this one (`{reserving(address[1])}`)"
     )
 
 
@@ -406,10 +406,10 @@ def _on_path(text: str, path: str, plan: Plan) -> Foreseen:
     if number == errno.ENOENT:
         return _not_made(text, shown, full, None, plan) or Foreseen(text, shown, "free")
     if number == errno.ECONNREFUSED:
-        note = "nobody has it: a server that ended has left it behind, and it would be replaced"
+        note = "no server uses it: one that has ended left it behind, and it would be replaced"
         return _not_made(text, shown, full, there, plan) or Foreseen(text, shown, "left behind", note=note)
     if plan.options.exclusive is False:
-        note = "a server has it, and it would be taken over"
+        note = "a server uses it, and it would be taken over"
         return _not_made(text, shown, full, there, plan) or Foreseen(text, shown, "free", note=note)
     if number in (errno.EACCES, errno.EPERM):
         return _refused(text, shown, "connect", _error(number))

@@ -66,25 +66,27 @@ def _in_use(error: AddressInUseError) -> str:
         return _nobody_seen(error._path or address)
     who, theirs, ours = people(found), place(found[0]), shown(address)
     end = _way_out(found, address)
-    has = "listens on" if found[0].state == "listening" else "has bound"
+    has = "listens on" if found[0].state == "listening" else "is bound to"
     if cause == "v6only":
-        dual = "IPV6_V6ONLY is off" if ":" in theirs[1:] and theirs.startswith("[") else "asked for by one socket"
-        return f"{who} {has} {theirs}, which takes IPv4 and IPv6 alike ({dual}); {end} {OTHER_PORT}"
+        wide = theirs.startswith("[")
+        dual = "which also accepts IPv4 (IPV6_V6ONLY is off)" if wide else "and this bind accepts IPv4 too"
+        return f"{who} {has} {theirs}, {dual}; {end} {OTHER_PORT}"
     if cause == "wildcard":
         wide, narrow = (theirs, ours) if _is_any(found[0].address) else (ours, theirs)
-        return f"{who} {has} {theirs}, and {wide} stands for {narrow} too; {end} {OTHER_PORT}"
+        return f"{who} {has} {theirs}, and {wide} includes {narrow}; {end} {OTHER_PORT}"
     if cause == "hidden":
         user = f" of user {found[0].user}" if found[0].user else ""
+        root = "administrator" if is_winsock() else "root"
         return (
-            f"a process{user} that may not be looked into from here has {theirs}; as the administrator, outside of any"
-            f" container, `python -m harken who {shlex.quote(ours)}` names it"
+            f"{theirs} is held by a process{user} that this user cannot inspect; run"
+            f" `python -m harken who {shlex.quote(ours)}` as {root}, outside of any container, to see it"
         )
     if cause == "inherited":
         if len({holder.pid for holder in found}) > 1:
-            return f"{who} share the socket of {theirs}, as a child inherits its parent's; {end}, children included"
-        return f"{who} has {theirs} and inherited it: the process that opened it has gone or closed it; {end}"
+            return f"{who} share the socket on {theirs}, as children inherit sockets; {end}, children included"
+        return f"{who} inherited the socket on {theirs}, and the process that opened it has ended or closed it; {end}"
     if cause == "bound":
-        doing = "has bound" if found[0].state == "bound" else "has a connection from"
+        doing = "is bound to" if found[0].state == "bound" else "has a connection from"
         other = "or choose another path" if isinstance(found[0].address, str) else OTHER_PORT
         text = f"{who} {doing} {theirs} and does not listen there; {end} {other}"
         given = _given_to_connections(found[0].address) if found[0].state != "bound" else ""
@@ -92,7 +94,7 @@ def _in_use(error: AddressInUseError) -> str:
     if isinstance(found[0].address, str):
         return f"{who} listens on {theirs} already; {end} or choose another path"
     if isinstance(address, str):  # a range of ports
-        return f"no port of {address} is free, {theirs} is {who}'s; {end} {OTHER_PORT}"
+        return f"no port of {address} is free: {who} {has} {theirs}; {end} {OTHER_PORT}"
     return f"{who} listens on {theirs} already; {end} {OTHER_PORT}"
 
 
@@ -104,15 +106,15 @@ def twice(bind: str, other: str) -> str:
 
 
 def _closing(address: Address | str) -> str:
-    left = "only connections that have ended are left there, for a minute at most"
+    left = "only connections in TIME_WAIT are left there, for a minute at most"
     if is_winsock():
         return (
-            "only connections that have ended are left there, for some minutes at most, and a port that is to be had"
-            " alone (SO_EXCLUSIVEADDRUSE) is given when they are gone: wait, or take exclusive=False"
+            "only connections in TIME_WAIT are left there, for some minutes at most, and with SO_EXCLUSIVEADDRUSE the"
+            " port is not available until they are gone: wait, or use exclusive=False"
         )
     if given := _given_to_connections(address):
-        return f"{left}: wait. {given}. If they were a server's, have it set SO_REUSEADDR as well"
-    return f"{left}: wait, or have the server that closed them set SO_REUSEADDR as well"
+        return f"{left}: wait. {given}. If a server closed them, make it set SO_REUSEADDR as well"
+    return f"{left}: wait, or make the server that closed them set SO_REUSEADDR as well"
 
 
 def _given_to_connections(address: Address | str) -> str:
@@ -120,8 +122,8 @@ def _given_to_connections(address: Address | str) -> str:
     if isinstance(address, str) or (lent := outgoing_ports(address[1])) is None:
         return ""
     return (
-        f"The system gives the ports {lent[0]} to {lent[1]} (net.ipv4.ip_local_port_range) to connections that go out"
-        f" from this machine: choose one below, or reserve it (`{reserving(address[1])}`)"
+        f"The system uses the ports {lent[0]} to {lent[1]} (net.ipv4.ip_local_port_range) for outgoing connections:"
+        f" choose a lower port, or reserve this one (`{reserving(address[1])}`)"
     )
 
 
@@ -142,7 +144,7 @@ def _remove(path: str) -> str:
 def _nobody_seen(address: Address | str) -> str:
     if isinstance(address, str):
         if address.startswith("\0") or not os.path.exists(address):
-            return "nobody is seen to have it now: try again"
+            return "no process is found that holds it now: try again"
         from .._unix import is_live, socket_at
 
         try:
@@ -150,14 +152,16 @@ def _nobody_seen(address: Address | str) -> str:
         except ListenError as error:  # whatever lies there, it is not for us to say that it may be removed
             return f"{error.strerror}: choose another path"
         if is_live(address):
-            return "a process that is not seen from here has it, as in another container: end it or choose another path"
-        return f"nobody has it: a server that ended has left the file behind; remove it ({_remove(address)})"
+            return (
+                "a process that is not visible from here holds it (another container?): end it or choose another path"
+            )
+        return f"no process holds it: a server that has ended left the file behind; remove it ({_remove(address)})"
     from .holders import holders
 
     try:
         holders(address)
     except ValueError:
-        return "this machine has hardly a free port left: close some listeners or connections"  # it was port 0
+        return "this machine has almost no free port left: close some listeners or connections"  # it was port 0
     except OSError as error:
         return f"{error.strerror}; {OTHER_PORT.removeprefix('or ')}"
     untold = (
@@ -165,26 +169,29 @@ def _nobody_seen(address: Address | str) -> str:
         else "a socket that does not listen (Linux before 6.8, or without netlink)" if is_linux()
         else "a socket of another user"
     )  # fmt: skip
-    return f"nobody is seen to have it: it is free again by now (try again), or what has it is not told here: {untold}"
+    return (
+        "no process is found that holds it: it is free again by now (try again), or held by what this system does not"
+        f" report: {untold}"
+    )
 
 
 # Who holds ports for others: by the name of the program, what to do instead of ending it. {port} is the one in the way.
 _FOR_OTHERS = {
-    "systemd": "it holds the port for a unit: `systemctl list-sockets` (with --user for a user's own) tells which, and"
+    "systemd": "it holds the port for a unit: `systemctl list-sockets` (with --user for a user's own) shows which, and"
     " `systemctl stop NAME.socket` frees it",
-    "launchd": "it holds the port for a service: `sudo launchctl print system` tells which",
-    "inetd": "it holds the port for a service: take that out of /etc/inetd.conf",
-    "xinetd": "it holds the port for a service: take that out of /etc/xinetd.d",
-    "docker-proxy": "a container publishes the port: `docker ps --filter publish={port}` tells which; stop that",
-    "rootlessport": "a container publishes the port: `podman ps` or `docker ps` tells which; stop that",
-    "com.docker.backend": "a container publishes the port: `docker ps --filter publish={port}` tells which; stop that",
-    "wslrelay.exe": "a program in WSL has the port: end that one there",
-    "haproxy": "it holds the port for its configuration: take the `bind` out and reload it",
-    "supervisord": "it holds the port for a program: `supervisorctl status` tells which; stop that",
-    "circusd": "it holds the port for a watcher: `circusctl listsockets` tells which; stop that",
+    "launchd": "it holds the port for a service: `sudo launchctl print system` shows which",
+    "inetd": "it holds the port for a service: remove that from /etc/inetd.conf",
+    "xinetd": "it holds the port for a service: remove that from /etc/xinetd.d",
+    "docker-proxy": "a container publishes the port: `docker ps --filter publish={port}` shows which; stop that",
+    "rootlessport": "a container publishes the port: `podman ps` or `docker ps` shows which; stop that",
+    "com.docker.backend": "a container publishes the port: `docker ps --filter publish={port}` shows which; stop that",
+    "wslrelay.exe": "a program in WSL holds the port: end it there",
+    "haproxy": "it holds the port for its configuration: remove the `bind` and reload it",
+    "supervisord": "it holds the port for a program: `supervisorctl status` shows which; stop that",
+    "circusd": "it holds the port for a watcher: `circusctl listsockets` shows which; stop that",
     "s6-svscan": "it holds the port for a service: stop that one",
-    "System": "Windows has it for services of its own: `netsh http show servicestate` tells those of HTTP.sys",
-    "svchost.exe": 'it holds the port for a service of Windows: `tasklist /svc /fi "pid eq {pid}"` tells which',
+    "System": "Windows holds it for its own services: `netsh http show servicestate` shows those of HTTP.sys",
+    "svchost.exe": 'it holds the port for a service of Windows: `tasklist /svc /fi "pid eq {pid}"` shows which',
 }
 
 
@@ -203,9 +210,7 @@ def _way_out(found: list[Holder], address: Address | str) -> str:
         port = first.address[1] if isinstance(first.address, tuple) else address
         return known.format(port=port, pid=first.pid)
     if first.pid == 1:
-        return (
-            "it is the first process of this machine or container, and all ends with it: start it with another address"
-        )
+        return "it is the first process of this machine or container, which ends with it: start it with another address"
     if first.pid is not None and (unit := _unit(first.pid)):
         return f"end it (`systemctl {'--user ' if unit[1] else ''}stop {unit[0]}`)"
     return "end them" if several else "end it"
@@ -241,7 +246,7 @@ def people(found: list[Holder]) -> str:
     """``python3 (pid 17, user www: python3 serve.py)``, and the others as shortly as can be."""
     first, *others = {holder.pid: holder for holder in found}.values()
     if first.pid is None:
-        return f"a process of user {first.user}" if first.user else "a process that may not be looked into"
+        return f"a process of user {first.user}" if first.user else "a process that this user cannot inspect"
     if first.pid == os.getpid():
         text = "this process itself"
     else:
@@ -297,24 +302,23 @@ def _forbidden(error: ListenError) -> str:
         return _forbidden_path(error, error._path or address) if _is_path(address) else ""
     if error.step != "bind":
         if is_winsock():
-            return "something that guards this machine forbids it: a firewall, or a program against viruses"
-        return "something that guards this process forbids it: SELinux, AppArmor, a seccomp filter or a firewall"
+            return "security software forbids it: a firewall or an antivirus program"
+        return "a security policy forbids it: SELinux, AppArmor, a seccomp filter or a firewall"
     told = setting("/proc/sys/net/ipv4/ip_unprivileged_port_start")
     limit = int(told) if told.isdecimal() else 1024
     if 0 < address[1] < limit:
         known = (
             "net.ipv4.ip_unprivileged_port_start"
             if told or not is_linux()
-            else ("net.ipv4.ip_unprivileged_port_start, if nobody has changed it: it cannot be read here")
+            else ("net.ipv4.ip_unprivileged_port_start, unless changed: it cannot be read here")
         )
         return (
-            f"ports below {limit} ({known}) are not for everybody: take {limit} or above,"
-            " or give the right to it, CAP_NET_BIND_SERVICE (`setcap cap_net_bind_service=+ep` on the interpreter, or"
-            " AmbientCapabilities= in the systemd unit), or have systemd's socket activation or a proxy in front take"
-            f" port {address[1]}"
+            f"ports below {limit} ({known}) are privileged: use {limit} or above, or grant CAP_NET_BIND_SERVICE"
+            " (`setcap cap_net_bind_service=+ep` on the interpreter, or AmbientCapabilities= in the systemd unit), or"
+            f" let systemd's socket activation or a proxy in front open port {address[1]}"
         )
     if is_winsock():
-        return "something else forbids it: a firewall, or a program that guards this machine"
+        return "something else forbids it: a firewall or other security software"
     fine = (
         "port and user are fine"
         if told or not is_linux()
@@ -331,16 +335,16 @@ def _forbidden_path(error: ListenError, path: str) -> str:
     if error.step == "connect":
         return _forbidden_socket(path)
     if error.step == "chown":
-        return "only root gives a socket to another user; a group must be one that this user is in (`id`)"
+        return "only root may give a socket to another user; the group must be one of this user's (`id`)"
     folder = os.path.dirname(path) or "."
     if error.step in ("bind", "rename") and error.errno == errno.EPERM:
         if os.path.lexists(path) and os.stat(folder).st_mode & stat.S_ISVTX:
-            return f"in {folder} only the owner of a file may remove it: have him do it, or choose another path"
+            return f"in {folder} only the owner of a file may remove it: ask the owner to, or choose another path"
         return (
-            "the file system there may have no sockets, as FAT and shared folders have none, or the folder may be"
+            "the file system there may not support sockets (FAT and shared folders do not), or the folder may be"
             " immutable (`lsattr -d`): choose another folder"
         )
-    return f"the folder of {path} must be one that this user may write to"
+    return f"this user must be allowed to write to the folder of {path}"
 
 
 def _forbidden_socket(path: str) -> str:
@@ -354,13 +358,13 @@ def _forbidden_socket(path: str) -> str:
         found = []
     if found:
         return (
-            f"{people(found)} has {path}, and this user may not connect to it, or take it over:"
+            f"{people(found)} holds {path}, and this user may neither connect to it nor take it over:"
             f" {_way_out(found, path)} or choose another path"
         )
     return (
-        "whether a server lives there cannot be told, as this user may not connect to it; none is seen from here, which"
-        f" says nothing of other containers. Start as the user that made it{owner}, which replaces it if none does, or"
-        " choose another path"
+        "this user may not connect to it, so that it is unknown whether a server uses it; none is visible from here,"
+        f" but one may run in another container. Start as the user that made it{owner}, which replaces it if no server"
+        " uses it, or choose another path"
     )
 
 
@@ -376,20 +380,20 @@ def _no_folder(error: ListenError) -> str:
     if not isinstance(error.address, str):
         return ""
     if error.address.startswith("\0"):
-        return "abstract names are for Linux: write a path, as in unix:/run/app.sock"
+        return "abstract names exist on Linux only: write a path, as in unix:/run/app.sock"
     folder = os.path.dirname(error.address) or "."
     if not _is_path(error.address):
         return ""
     if os.path.isdir(folder):
-        return f"the file system of {folder} makes no files: choose another folder, as /run or /tmp"
+        return f"no files can be made in {folder}: choose another folder, such as /run or /tmp"
     if is_winsock():
-        return f'there is no folder {folder}: make it (mkdir "{folder}")'
+        return f'the folder {folder} does not exist: make it (mkdir "{folder}")'
     made = "; RuntimeDirectory= in the systemd unit does it for folders in /run" if is_linux() else ""
-    return f"there is no folder {folder}: make it (mkdir -p {shlex.quote(folder)}{made})"
+    return f"the folder {folder} does not exist: make it (mkdir -p {shlex.quote(folder)}{made})"
 
 
 def _no_directory(error: ListenError) -> str:
-    return f"a part of {error.address} is a file where a folder should be" if _is_path(error.address) else ""
+    return f"a part of {error.address} is a file, not a folder" if _is_path(error.address) else ""
 
 
 def _read_only(error: ListenError) -> str:
@@ -401,9 +405,7 @@ def _read_only(error: ListenError) -> str:
 def _occupied(error: ListenError) -> str:
     if not _is_path(error.address):
         return ""
-    return (
-        "only sockets that servers left behind are replaced: choose another path, or see whose it is and move it away"
-    )
+    return "only sockets that servers left behind are replaced: choose another path, or move what is there"
 
 
 def _name_too_long(error: ListenError) -> str:
@@ -413,8 +415,8 @@ def _name_too_long(error: ListenError) -> str:
     if not _is_path(address):
         return ""
     if len(os.fsencode(os.path.basename(address))) > 255:
-        return "a file's name has room for 255 bytes: choose a shorter one"
-    return "choose a shorter path, as in /run or /tmp, or change into its folder and give only the name"
+        return "a file name is limited to 255 bytes: choose a shorter one"
+    return "choose a shorter path, such as one in /run or /tmp, or change to its folder and give only the name"
 
 
 def _not_here(error: ListenError) -> str:
@@ -426,15 +428,15 @@ def _not_here(error: ListenError) -> str:
         return unready
     mine, packed = _here(), _packed(host)
     if len(packed) == 16 and not any(packed[:12]) and packed[12:] > b"\0\0\xff\xff":  # and not ::1
-        return f"an IPv4 address in IPv6 form, which nobody has: write {'.'.join(map(str, packed[12:]))}:{port}"
+        return f"an IPv4 address in IPv6 form, which no machine has: write {'.'.join(map(str, packed[12:]))}:{port}"
     if ":" in host and mine and not any(":" in one for one, _ in mine):
         loopback = "127.0.0.1 in its place" if packed == _LOOPBACK_6 else "an IPv4 address"
         return f"{_why_no_ipv6()}: bind {loopback}"
     if takes_scope(host):
         return _link_local(error.address, mine)
-    later = "where it comes later, start behind it (After=network-online.target in the systemd unit)"
+    later = "if it is added later, start after that (After=network-online.target in the systemd unit)"
     if "freebind" in OPTIONS:
-        later += " or bind it already, with ?freebind=1"
+        later += " or bind it in advance, with ?freebind=1"
     if not mine:
         return f"this machine has no such address; {later}"
     told = [scoped(one, index) if takes_scope(one) else one for one, index in mine]
@@ -456,13 +458,13 @@ def _unready(address: Address) -> str:
             name = socket.if_indextoname(index)
         if flags & _FAILED:
             return (
-                f"{name} has {address[0]}, and so has another machine there, which was first (duplicate address"
-                " detection has failed): take it from one of them, and give this one another"
+                f"{name} has {address[0]}, but another machine on this network had it first (duplicate address"
+                " detection failed): give one of them another address"
             )
         if flags & _TENTATIVE and not flags & _OPTIMISTIC:
             return (
                 f"{name} has {address[0]}, which is still being checked for duplicates: try again in a second or two"
-                " (while the link is down it stays so), add the address with `nodad`, or bind it already, with"
+                " (while the link is down it stays so), add the address with `nodad`, or bind it in advance, with"
                 " ?freebind=1"
             )
     return ""
@@ -512,7 +514,7 @@ def _link_local(address: Address, mine: list[tuple[str, int]]) -> str:
         return f"{host} is an address of {names}, not of {name}: write {right}"
     its = [scoped(one, index) for one, index in mine if index == scope and takes_scope(one)]
     has = f"it has {', '.join(its[:4])}" if its else "it has no link-local address: is it up?"
-    return f"no interface has {host}, neither has {name}: {has}" if mine else f"{name} has no such address"
+    return f"neither {name} nor any other interface has {host}: {has}" if mine else f"{name} has no such address"
 
 
 def _interfaces() -> str:
@@ -523,7 +525,7 @@ def _interfaces() -> str:
 
 def _no_interface(zone: str) -> str:
     what = "has the number" if zone.isdigit() else "is called"
-    return f"no interface here {what} {printable(zone)}: there is {_interfaces()}"
+    return f"no interface here {what} {printable(zone)}: the interfaces are {_interfaces()}"
 
 
 def _no_such_device(error: ListenError) -> str:
@@ -546,11 +548,11 @@ def _why_no_family(host: str) -> str:
     six = ":" in host
     name = "IPv6" if six else "IPv4"
     filtered = (
-        f"a filter keeps {name} from this process (seccomp): RestrictAddressFamilies= in the systemd unit has to name"
-        f" {'AF_INET6' if six else 'AF_INET'}, or the container's profile to allow it"
+        f"a seccomp filter denies {name} to this process: RestrictAddressFamilies= in the systemd unit must name"
+        f" {'AF_INET6' if six else 'AF_INET'}, or the container's profile must allow it"
     )
     if HAS_PROC and os.path.exists("/proc/net/if_inet6" if six else "/proc/net/tcp"):
-        return f"this system has {name}, and {filtered}"
+        return f"this system has {name}, but {filtered}"
     if _is_filtered():
         return f"this system has no {name}, or {filtered}"
     return _NO_IPV6_AT_ALL if six else "this system has no IPv4 at all"
@@ -643,8 +645,8 @@ def _no_family(error: ListenError) -> str:
         return f"{_why_no_family(error.address[0])}: bind IPv4, as 0.0.0.0 or 127.0.0.1"
     if _is_filtered():
         return (
-            "this system has no such address family, or a filter keeps it from this process (seccomp):"
-            " RestrictAddressFamilies= in the systemd unit, or the container's profile, has to allow it"
+            "this system has no such address family, or a seccomp filter denies it to this process:"
+            " RestrictAddressFamilies= in the systemd unit, or the container's profile, must allow it"
         )
     return "this system has no such address family"
 
@@ -657,14 +659,14 @@ def _no_files(_: ListenError) -> str:
     except ImportError:
         return "this process has too many files and sockets open: close some"
     return (
-        f"this process may have {limit} files and sockets open, and has: close some, or raise the limit (`ulimit -n`,"
-        " LimitNOFILE= in the systemd unit, --ulimit nofile= for a container)"
+        f"this process has reached its limit of {limit} open files and sockets: close some, or raise the limit"
+        " (`ulimit -n`, LimitNOFILE= in the systemd unit, --ulimit nofile= for a container)"
     )
 
 
 def _no_system_files(_: ListenError) -> str:
     limit = setting("/proc/sys/fs/file-max")
-    return f"the whole system has as many files open as it may{f' ({limit}, fs.file-max)' if limit else ''}: end some"
+    return f"the system-wide limit of open files is reached{f' ({limit}, fs.file-max)' if limit else ''}: close some"
 
 
 def _no_memory(_: ListenError) -> str:
@@ -681,22 +683,22 @@ def _invalid(error: ListenError) -> str:
         packed = _packed(host)
         if packed[:12] == bytes(10) + b"\xff\xff":
             ipv4 = ".".join(map(str, packed[12:]))
-            return f"an IPv4 address in IPv6 form, which a socket for IPv6 alone cannot have: write {ipv4}:{port}"
+            return f"an IPv4 address in IPv6 form, which an IPv6-only socket cannot be bound to: write {ipv4}:{port}"
     return _no_folder(error) if str(error.address).startswith("\0") else ""
 
 
 def _no_socket(error: ListenError) -> str:
     if not str(error.address).startswith("fd://"):
         return ""
-    return "the descriptor is open, and something else than a socket: see to its number"
+    return "the descriptor is open, but it is not a socket: check its number"
 
 
 def _no_descriptor(error: ListenError) -> str:
     if not str(error.address).startswith("fd://"):
         return ""
     if is_winsock():
-        return "whoever starts this process has to pass it on: set_inheritable(), and close_fds=False of subprocess"
-    return "whoever starts this process has to pass it on: pass_fds= of subprocess, set_inheritable() before an exec"
+        return "the process that starts this one must pass it on: set_inheritable(), and close_fds=False of subprocess"
+    return "the process that starts this one must pass it on: pass_fds= of subprocess, set_inheritable() before an exec"
 
 
 _BY_NUMBER = {
@@ -758,14 +760,14 @@ def _is_reserved(port: int) -> bool:
 
 # ---------------------------------------------------------------------------- options
 
-JOIN = "; to share the port with a group of another process of this user on purpose, reuse_port='join'"
+JOIN = "; to share the port with the group of another process of this user, use reuse_port='join'"
 
 
 def _option(name: str, value: object, number: int) -> str:
     if number in (errno.EPERM, errno.EACCES):
         if name == "congestion":
             allowed = setting("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-            return f"without CAP_NET_ADMIN there is {allowed} (net.ipv4.tcp_allowed_congestion_control)"
+            return f"without CAP_NET_ADMIN only these may be used: {allowed} (net.ipv4.tcp_allowed_congestion_control)"
         from .._option_table import TABLE  # loaded already: an option was set
 
         needs = TABLE[name].privilege if name in TABLE else ""
@@ -777,13 +779,13 @@ def _option(name: str, value: object, number: int) -> str:
         )
     if name == "congestion" and number == errno.ENOENT:
         there = setting("/proc/sys/net/ipv4/tcp_available_congestion_control")
-        return f"there is {there}; `modprobe tcp_{value}` may bring it"
+        return f"available here: {there}; `modprobe tcp_{value}` may add it"
     if name == "interface" and number in (errno.ENODEV, errno.ENXIO):
         return f"this machine has {', '.join(interface for _, interface in socket.if_nameindex())}"
     if name in ("rcvbuf", "sndbuf") and number == errno.ENOBUFS:
         return "it is more than kern.ipc.maxsockbuf allows"
     if number in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
-        return f"this kernel, or this kind of socket, has no {name}"
+        return f"this kernel, or this kind of socket, does not support {name}"
     return ""
 
 
@@ -801,22 +803,24 @@ def _no_address(error: ListenError) -> str:
     host, port = named[0] or "*", named[1]
     codes = {name: getattr(socket, name, None) for name in ("EAI_AGAIN", "EAI_SERVICE", "EAI_FAIL", "EAI_FAMILY")}
     if code == codes["EAI_AGAIN"]:
-        return f"no name server answered for {host!r}: try again, or see to the network and /etc/resolv.conf"
+        return f"no name server answered for {host!r}: try again, or check the network and /etc/resolv.conf"
     if code == codes["EAI_SERVICE"] or (isinstance(port, str) and not _is_service(port)):
         return f"no service is called {port!r} here (/etc/services): write the port as a number"
     if code == codes["EAI_FAMILY"] or code == getattr(socket, "EAI_ADDRFAMILY", None):
         literal = _packed(host.partition("%")[0])
         other = (
-            f"it is an address of IPv{'6' if len(literal) == 16 else '4'}" if literal else "its addresses are others"
+            f"it is an address of IPv{'6' if len(literal) == 16 else '4'}"
+            if literal
+            else "its addresses are of the other family"
         )
-        return f"{host!r} has no address of the family that was asked for ({other}): write tcp:// to take any"
+        return f"{host!r} has no address of the family that was asked for ({other}): write tcp:// for any family"
     if code == codes["EAI_FAIL"]:
-        return f"the name server refused to answer for {host!r}: an address in digits needs none"
+        return f"the name server refused to answer for {host!r}: a numeric address needs none"
     address, percent, zone = host.partition("%")
     if percent and _packed(address):
         return _no_interface(zone)
     if code in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
-        return f"nothing is called {host!r} in /etc/hosts or DNS: see to the spelling, or write the address"
+        return f"no host is called {host!r} in /etc/hosts or DNS: check the spelling, or write the address"
     return ""
 
 

@@ -180,7 +180,7 @@ def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequen
     hosts: Sequence[_Inet]
     if isinstance(bind, tuple) and not isinstance(bind, Bind):
         if not (2 <= len(bind) <= 4 and isinstance(bind[0] or "", str) and isinstance(bind[1], (int, str))):
-            raise TypeError(f"an address is (host, port), as Listener.address has it, and not {bind!r:.200}")
+            raise TypeError(f"an address must be (host, port), as Listener.address has it, not {bind!r:.200}")
         hosts = [bind] if _packed(bind[0]) else _resolved(bind[0] or "0.0.0.0", bind[1])
         last = None
     else:
@@ -188,12 +188,12 @@ def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequen
         if read.path is not None:
             return read.path
         if read.port is None or read.cid is not None:
-            raise ValueError(f"bind {str(bind)!r}: who has it can be told for TCP and unix sockets only")
+            raise ValueError(f"bind {str(bind)!r}: holders are known for TCP and unix sockets only")
         hosts = _addresses(addresses_of(read, read.family))
         last = read.ports[-1] if read.ports else None
     first = hosts[0][1]
     if first == 0:
-        raise ValueError(f"bind {bind!s}: port 0 is whichever is free, so nobody has it")
+        raise ValueError(f"bind {bind!s}: port 0 means any free port, which no process holds")
     return hosts, range(first, (last or first) + 1)
 
 

@@ -52,9 +52,9 @@ def _as_text(bind: object) -> str:
     if isinstance(bind, tuple) and len(bind) in (2, 4) and isinstance(bind[1], int):
         return f"write {str(_bind.Bind.of(bind[0], bind[1])).removeprefix('tcp://')!r}"
     if isinstance(bind, (tuple, list, set, frozenset)) or (isinstance(bind, Iterable) and not isinstance(bind, dict)):
-        return "several binds are arguments of their own, as in listen(*binds)"
+        return "pass several binds as separate arguments, as in listen(*binds)"
     if hasattr(bind, "detach") and hasattr(bind, "fileno"):
-        return "a socket that is there already is taken over by harken.adopt()"
+        return "an existing socket is passed to harken.adopt()"
     number: Any = bind
     if hasattr(number, "__index__"):
         return f"write {number.__index__()}"
@@ -111,7 +111,7 @@ def _nobody(text: str) -> str:
         return ""
     what = found[1] or found[2]
     return (
-        f"{what!r} was written out where a value was missing: without a host a bind is written :8080, and port 0 lets"
+        f"{what!r} was written where a value is missing: without a host a bind is written :8080, and port 0 lets"
         " the system choose"
     )
 
@@ -125,7 +125,9 @@ def _directive(text: str) -> str:
     if not found:
         return ""
     place = f"unix:{found[2]}" if found[2].startswith("/") else found[2]
-    return _write(place, f"{place}:8080", why=f"{found[1]} is of a configuration file, and a bind is its value")
+    return _write(
+        place, f"{place}:8080", why=f"{found[1]} is a directive of a configuration file, and a bind is its value"
+    )
 
 
 def _prefix(text: str) -> str:
@@ -146,13 +148,13 @@ def _several(text: str) -> str:
         return ""
     parts = [part for part in re.split(r"[,;|\s]+", text) if part]
     if len(parts) < 2:
-        return _write(*parts, why="there is a comma too many") if parts and parts[0] != text else ""
+        return _write(*parts, why="there is an extra comma") if parts and parts[0] != text else ""
     close = re.sub(r"\s*:\s*", ":", text)
     if close != text and _bind.reads(close):
         return _write(close, why="there is white space in it")
     found = re.fullmatch(r"-{1,2}[a-z-]+[= ](.+)", text)
     if found:
-        return _write(found[1], why="that is an option of a command line, and a bind is its value")
+        return _write(found[1], why="that is a command-line option, and a bind is its value")
     if re.fullmatch(r"\d{1,2}[, ]\d{3}", text):
         return f"a port has digits only: write {''.join(parts)}"
     if len(parts) == 2 and re.fullmatch(r"[^:]+|\[.*\]", parts[0]) and parts[1].isdigit():
@@ -163,17 +165,17 @@ def _several(text: str) -> str:
     if all(good):
         shown = ", ".join(map(repr, parts[:8])) + (", ..." if len(parts) > 8 else "")
         line = " ".join(parts[:8]) + (" ..." if len(parts) > 8 else "")
-        return f"several binds are arguments of their own, as in listen({shown}), on the command line {line}"
+        return f"pass several binds as separate arguments, as in listen({shown}), on the command line {line}"
     if any(good) and not re.search(r"\s", text):
         wrong = parts[good.index(False)]
-        return f"several binds are arguments of their own, and {wrong!r} is none: {_why_not(wrong)}"
+        return f"pass several binds as separate arguments; {wrong!r} is not a bind: {_why_not(wrong)}"
     if _bind.reads(parts[0]) and re.search(r"\s", text):
-        return f"behind {parts[0]} stands {' '.join(parts[1:])!r}: options are written {parts[0]}?backlog=64&nodelay=0"
+        return f"{parts[0]} is followed by {' '.join(parts[1:])!r}: options are written {parts[0]}?backlog=64&nodelay=0"
     return ""
 
 
 def _docker(text: str) -> str:
-    two = "these are two ports, as Docker's -p takes them, and a bind has one: write"
+    two = "these are two ports, as for Docker's -p, and a bind has one: write"
     found = re.fullmatch(r"(\[[^]]*\]|[^:]*):(\d+):(\d+)(?:/\w+)?", text)
     if found and found[1] not in _bind.SCHEMES:
         return f"{two} {found[1]}:{found[2]}, or in the container {found[3]}"
@@ -182,13 +184,13 @@ def _docker(text: str) -> str:
         return f"{two} {found[1]}, or in the container {found[2]}"
     found = re.fullmatch(r"(.*?)(\d+)/(tcp|udp)", text)
     if found and found[3] == "tcp":
-        return _write(f"{found[1]}{found[2]}", why="a bind is of TCP unless it says otherwise")
+        return _write(f"{found[1]}{found[2]}", why="a bind is TCP unless it says otherwise")
     return _UDP if found else ""
 
 
 # ---------------------------------------------------------------------------- the ways of others
 
-_UDP = "harken accepts connections, which UDP has not: a bind is of TCP, MPTCP, a unix socket or a vsock"
+_UDP = "harken accepts connections, and UDP has none: a bind is TCP, MPTCP, a unix socket or a vsock"
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443, "ftp": 21, "smtp": 25, "redis": 6379, "grpc": 50051}
 _FILES = ("file", "unix+http", "http+unix", "uds", "ipc", "local")
 _NO_TCP = ("udp", "udp4", "udp6", "quic", "quic4", "quic6", "dtls", "sctp")
@@ -203,7 +205,7 @@ def _schemes(text: str) -> str:
         return _UDP
     if scheme in _bind.SCHEMES:
         if scheme != found[1]:
-            return _write(f"{scheme}://{rest}", f"{scheme}:{rest}", why="a scheme is in lower case")
+            return _write(f"{scheme}://{rest}", f"{scheme}:{rest}", why="a scheme is written in lower case")
         if scheme.startswith(("tcp", "mptcp")) and "/" in rest.partition("?")[0]:
             host = rest.strip("/").partition("/")[0]
             return _write(f"{scheme}://{host}", why="a bind has no path")
@@ -215,10 +217,10 @@ def _schemes(text: str) -> str:
         except ValueError:
             return ""
     place = re.split(r"[/?#]", rest.rpartition("@")[2], maxsplit=1)[0]
-    tls = ", nor about TLS" if scheme in ("https", "wss", "ssl", "tls") else ""
+    tls = ", nor TLS" if scheme in ("https", "wss", "ssl", "tls") else ""
     return _write(
         place, f"{place}:{_PORTS.get(scheme, 8080)}", f"[{place}]:{_PORTS.get(scheme, 8080)}",
-        why=f"a bind says nothing about the protocol above TCP{tls}",
+        why=f"a bind does not name the protocol above TCP{tls}",
     )  # fmt: skip
 
 
@@ -229,10 +231,10 @@ def _urls(text: str) -> str:
         return _write(found[1], why="a bind has no path")
     found = re.fullmatch(r"\[([^]:]*)\]:(.*)", text)
     if found:
-        return _write(f"{found[1]}:{found[2]}", why="only an IPv6 address stands in brackets")
+        return _write(f"{found[1]}:{found[2]}", why="only an IPv6 address is written in brackets")
     found = re.fullmatch(r"\[([^]]*)\](%[^:]+):(.*)", text)
     if found:
-        return _write(f"[{found[1]}{found[2]}]:{found[3]}", why="the scope stands in the brackets")
+        return _write(f"[{found[1]}{found[2]}]:{found[3]}", why="the scope belongs in the brackets")
     found = re.fullmatch(r"(?:-{0,2})(?:port|bind|listen|address|addr|ListenStream)=(.+)", text, re.IGNORECASE)
     if found:
         value = f"unix:{found[1]}" if found[1].startswith("/") else found[1]
@@ -240,7 +242,7 @@ def _urls(text: str) -> str:
     if text.startswith("+:"):
         return _write(f"*{text[1:]}", why="every address is *")
     found = re.fullmatch(r"(.*)\\[nrt]+", text)
-    return _write(found[1], why="behind it stands a backslash") if found else ""
+    return _write(found[1], why="it ends with a backslash") if found else ""
 
 
 def _haproxy(text: str) -> str:
@@ -287,14 +289,14 @@ def _colons(text: str) -> str:
     if word in ("udp", "udp4", "udp6"):
         return _UDP
     if word in ("http", "https"):
-        return _write(f":{rest}", why="a bind says nothing about the protocol above TCP")
+        return _write(f":{rest}", why="a bind does not name the protocol above TCP")
     if word in _bind.SCHEMES and not text.startswith(word):
-        return _write(f"{word}:{rest}", f"{word}://{rest}", why="a scheme is in lower case")
+        return _write(f"{word}:{rest}", f"{word}://{rest}", why="a scheme is written in lower case")
     if word in ("inet", "inet4", "inet6"):
         port, _, host = rest.partition("@")
         scheme = {"inet": "", "inet4": "tcp4://", "inet6": "tcp6://"}[word]
         forms = (f"{host}:{port}", f"[{host}]:{port}") if host else (rest, f":{rest}", f"{rest}:8080")
-        return _write(*(scheme + form for form in forms), why="a bind of TCP has no 'inet'")
+        return _write(*(scheme + form for form in forms), why="a TCP bind has no 'inet'")
     if word == "local":
         return _write(f"unix:{rest}", why="a unix socket has the scheme unix")
     if word in ("tcp-listen", "tcp4-listen", "tcp6-listen"):
@@ -309,14 +311,14 @@ def _colons(text: str) -> str:
 
 def _paths(text: str) -> str:
     if text.startswith("\\\\"):
-        return "named pipes of Windows are not sockets: a bind is of TCP, as in 127.0.0.1:8080"
+        return "named pipes of Windows are not sockets: a bind is TCP, as in 127.0.0.1:8080"
     path = text.partition(":")[2].removeprefix("//") if text.startswith("unix:") else text
     if path.startswith("~"):
         full = os.path.expanduser(path.partition("?")[0])
         return (
             f"a shell replaces ~, and not in the middle of a word: write {_bind.unix_url(full)}"
             if full != path.partition("?")[0]
-            else f"a shell replaces ~, and here nobody does: a file of that name is written unix:./{path}"
+            else f"only a shell replaces ~; a file of that name is written unix:./{path}"
         )
     place = path.partition("?")[0]
     found = re.fullmatch(r"unix/+(.+)|(/.+):\d+", place)
@@ -353,7 +355,7 @@ def _numbers(text: str) -> str:
     if found and int(found[1]) > int(found[2]):
         return _write(f"{front}{int(found[2])}-{int(found[1])}", why=f"a range goes up; this is {port}")
     if text.endswith(":") and len(text) > 1:
-        return _write(text.rstrip(":"), why="there is a colon too many at the end")
+        return _write(text.rstrip(":"), why="there is an extra colon at the end")
     return ""
 
 
@@ -368,7 +370,7 @@ def _marks(text: str) -> str:
     if unseen:
         return f"there is an invisible character in it, U+{ord(unseen[0]):04X}: write {plain}"
     odd = next(one for one in text if not one.isascii())
-    return f"{odd!r} ({unicodedata.name(odd, '?')}) only looks like what a bind has: write {plain}"
+    return f"{odd!r} ({unicodedata.name(odd, '?')}) only looks like a character of a bind: write {plain}"
 
 
 _RULES = (

@@ -65,7 +65,7 @@ async def _without_port(host: Any, family: int, flags: int) -> list[Bind]:
     if hosts and wide is not None:
         text = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
         raise TypeError(
-            f"{hosts[0]!r} is a host without a port, and {str(wide)!r} beside it a port without a host, which is every"
+            f"{hosts[0]!r} is a host without a port, and {str(wide)!r} is a port without a host, which means every"
             f" address of this machine. For this port of this host give both, host={hosts[0]!r}, port={wide.port!r}, or"
             f" one bind, '{text}:{wide.port}'; for both as they are, binds: ['{text}:0', ':{wide.port}']"
         )
@@ -94,7 +94,7 @@ def _host(one: Any) -> str | None:
     if "\0" in text:
         raise ValueError(f"embedded null character in the host {text!r}")
     if len(text) > _LONGEST_HOST:
-        raise UnicodeError(f"a host of {len(text)} characters, {text[:50]!r}...: a name has 253 at the most")
+        raise UnicodeError(f"a host of {len(text)} characters, {text[:50]!r}...: a name has at most 253")
     return text
 
 
@@ -113,7 +113,7 @@ def _port(port: Any) -> int | str:
     elif hasattr(port, "__index__") and not isinstance(port, bool):
         number = int(port.__index__())
     else:
-        raise TypeError(f"a port is a number, or a str with one or with the name of a service, not {port!r}")
+        raise TypeError(f"a port must be a number, or a str with a number or the name of a service, not {port!r}")
     if not 0 <= number <= 65535:
         shown = number if number.bit_length() < 1024 else f"a number of {number.bit_length()} bits"
         raise OverflowError(f"port must be 0-65535, not {shown}")
@@ -138,9 +138,9 @@ async def _narrowed(bind: Bind, family: int, flags: int) -> Bind:
             raise ValueError(f"family is for TCP, not for {bind}")
         return bind
     if family not in (AF_UNSPEC, AF_INET, AF_INET6):
-        raise ValueError(f"a bind by TCP is of AF_INET or AF_INET6, not of family {family}: {bind}")
+        raise ValueError(f"the family of a TCP bind is AF_INET or AF_INET6, not {family}: {bind}")
     if family and bind.family not in (AF_UNSPEC, family):
-        raise ValueError(f"{bind} is of the other family than the one that was asked for, {family}")
+        raise ValueError(f"{bind} is not of the family that was asked for, {family}")
     family, host, port = family or bind.family, bind.host, bind.port
     assert port is not None
     if host is None:

@@ -223,7 +223,7 @@ async def _create(protocol_factory: Callable[[], asyncio.BaseProtocol], given: d
         if host is not None or port is not None:
             raise ValueError("host/port and sock can not be specified at the same time")
         if options:
-            raise TypeError(f"a socket that is there already takes no options: {', '.join(options)}")
+            raise TypeError(f"an existing socket takes no options: {', '.join(options)}")
         sock = [sock] if isinstance(sock, Socket) or not isinstance(sock, Iterable) else list(sock)
     elif host is None and port is None:
         raise ValueError("Neither host/port nor sock were specified")
@@ -348,7 +348,7 @@ async def _bound(
         given: list[Any] = [host] if only else list(several)
         if given and all(isinstance(one, Socket) for one in given):
             if ignored := options.keys() - {"backlog"}:
-                raise TypeError(f"listeners that are there already take no options: {', '.join(sorted(ignored))}")
+                raise TypeError(f"existing listeners take no options: {', '.join(sorted(ignored))}")
             return given
         host = host if only or isinstance(host, (bytes, bytearray, memoryview)) else given
     binds = await binds_of(host, port, family, flags)
