@@ -606,7 +606,7 @@ def test_what_is_no_listener_is_refused(listeners: harken.Listeners, engine: str
     refused([], ValueError, "at least one")
     refused(closed(), ValueError, "listener 0 is closed, or was given away")
     refused([listeners[0], closed()], ValueError, "listener 1 is closed")
-    refused([listeners[0], listeners[0]], ValueError, "listener 1 is there twice")
+    refused([listeners[0], listeners[0]], ValueError, "listener 1 is given twice")
     refused(None, TypeError, "NoneType")
     refused(7, TypeError, "Sockets, not int; harken.adopt")
     refused("127.0.0.1:80", TypeError, "Sockets, not str")

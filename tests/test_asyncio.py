@@ -1082,7 +1082,7 @@ def test_a_factory_that_returns_no_protocol_closes_its_connection_and_nothing_el
         assert await ask(address_of(server)) == b"hello"
         server.close()
         await server.wait_closed()
-        assert ["no protocol" in str(context["exception"]) for context in told] == [True, True]
+        assert ["not a protocol" in str(context["exception"]) for context in told] == [True, True]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

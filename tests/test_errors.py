@@ -640,7 +640,7 @@ def test_where_the_addresses_are_not_told_the_loopbacks_are_found(monkeypatch: p
     hint = failure("bind", ("2001:db8::77", 80, 0, 0), OSError(errno.EADDRNOTAVAIL, "no")).hint
     assert ("no interface here has IPv6" in hint) != HAS_IPV6
     hint = failure("bind", ("::127.0.0.1", 80, 0, 0), OSError(errno.EADDRNOTAVAIL, "no")).hint
-    assert hint.startswith("an IPv4 address in IPv6 form, which nobody has: write 127.0.0.1:80")
+    assert hint.startswith("an IPv4 address in IPv6 form, which no machine has: write 127.0.0.1:80")
 
 
 @pytest.mark.skipif(LINUX, reason="Linux has a /proc")

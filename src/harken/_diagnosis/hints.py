@@ -68,8 +68,8 @@ def _in_use(error: AddressInUseError) -> str:
     end = _way_out(found, address)
     has = "listens on" if found[0].state == "listening" else "is bound to"
     if cause == "v6only":
-        wide = theirs.startswith("[")
-        dual = "which also accepts IPv4 (IPV6_V6ONLY is off)" if wide else "and this bind accepts IPv4 too"
+        is_ipv6 = theirs.startswith("[")
+        dual = "which also accepts IPv4 (IPV6_V6ONLY is off)" if is_ipv6 else "and this bind accepts IPv4 too"
         return f"{who} {has} {theirs}, {dual}; {end} {OTHER_PORT}"
     if cause == "wildcard":
         wide, narrow = (theirs, ours) if _is_any(found[0].address) else (ours, theirs)
