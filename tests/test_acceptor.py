@@ -616,7 +616,7 @@ def test_what_is_no_listener_is_refused(listeners: harken.Listeners, engine: str
     with harken.Socket() as bound, harken.Socket(type=harken.SOCK_DGRAM) as datagram:
         bound.bind(("127.0.0.1", 0))
         refused(bound, ValueError, "does not listen")
-        refused(datagram, ValueError, "no stream socket")
+        refused(datagram, ValueError, "not a stream socket")
     with harken.Acceptor(listeners[0], engine=engine) as acceptor:
         with pytest.raises(RuntimeError):
             acceptor.__init__(listeners)  # type: ignore[misc]

@@ -24,7 +24,7 @@ from asyncio import CancelledError
 cpdef object must_be_protocol(object protocol):
     """What a protocol factory has returned. It is looked at before there is a transport, which would stay."""
     if isinstance(protocol, type) or not hasattr(protocol, "connection_made"):
-        raise TypeError(f"the protocol factory returned {protocol!r}, which is no protocol")
+        raise TypeError(f"the protocol factory returned {protocol!r}, which is not a protocol")
     return protocol
 
 
