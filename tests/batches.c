@@ -9,7 +9,12 @@ static long broken(long number, ...);
 static long (*const whole)(long, ...) = syscall;
 #define syscall broken
 #endif
+/* What another thread does while a wake-up is being read: see woken_while_calmed(). */
+#include <unistd.h>
+static ssize_t hooked(int fd, void *data, size_t size);
+#define read hooked
 #include "platform/engines/engine.h"
+#undef read
 
 #include <dirent.h>
 #include <stdarg.h>
@@ -38,6 +43,24 @@ static int waits(net_engine_t *engine, int milliseconds, int *outcome)
         error = net_engine_wait(engine, milliseconds, outcome);
     while (error == NET_EINTR);
     return error;
+}
+
+static struct {
+    net_engine_t *engine; /* to be woken, once */
+    int after;
+} meanwhile;
+
+static ssize_t hooked(int fd, void *data, size_t size)
+{
+    net_engine_t *engine = meanwhile.engine;
+    ssize_t got;
+    meanwhile.engine = NULL;
+    if (engine && !meanwhile.after)
+        net_engine_wake(engine);
+    got = read(fd, data, size);
+    if (engine && meanwhile.after)
+        net_engine_wake(engine);
+    return got;
 }
 
 enum { MANY = 400, SOON = 5000 };
@@ -418,6 +441,34 @@ static void waiting(void)
     net_close(s);
 }
 
+/* A wake-up that comes while an earlier one is being calmed, right before or after its byte is read, does not make the
+ * engine deaf to those that come later. The engines of poll and kqueue read no byte there without a lock. */
+static void woken_while_calmed(void)
+{
+    net_address_t address;
+    net_length_t length;
+    net_socket_t s = listener(AF_INET, &address, &length);
+    net_engine_t *engine;
+    int outcome;
+    if (strcmp(name, "accept4") != 0 && strcmp(name, "io_uring") != 0) {
+        net_close(s);
+        return;
+    }
+    CHECK(net_engine_open(name, &s, 1, &engine) == 0);
+    for (meanwhile.after = 0; meanwhile.after < 2; meanwhile.after++) {
+        net_engine_wake(engine);
+        meanwhile.engine = engine;
+        net_engine_calm(engine);
+        CHECK(meanwhile.engine == NULL);
+        net_engine_wake(engine);
+        CHECK(waits(engine, SOON, &outcome) == 0 && outcome == NET_WOKEN);
+        net_engine_calm(engine);
+        CHECK(waits(engine, 0, &outcome) == 0 && outcome == NET_TIMED_OUT);
+    }
+    net_engine_close(engine);
+    net_close(s);
+}
+
 /* ---------------------------------------------------------------- what a container may forbid */
 
 #if defined(SECCOMP_SET_MODE_FILTER) && defined(NET_URING)
@@ -732,6 +783,7 @@ int main(void)
         threads();
         forks();
         waiting();
+        woken_while_calmed();
         CHECK(open_descriptors() == before);
         containers();
     }

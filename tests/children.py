@@ -291,13 +291,15 @@ needs_strace = pytest.mark.skipif(not (LINUX and STRACE), reason="there is no st
 
 def traced(code: str, log: Path) -> list[str]:
     """The system calls that a program makes between ``os.write(2, b"begin")`` and ``os.write(2, b"end")``, but for
-    those that only get memory: a line each, as strace tells them."""
+    those that only get memory: a line each, as strace tells them. They may be those of a forked child, while its parent
+    waits."""
     child = subprocess.run(
-        [str(STRACE), "-o", log, sys.executable, "-c", code],
+        [str(STRACE), "-f", "-o", log, sys.executable, "-c", code],
         env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     if "ptrace" in child.stderr:
         pytest.skip("no permission to trace")
     assert child.returncode == 0, child.stderr
-    between = log.read_text().partition('write(2, "begin"')[2].partition('write(2, "end"')[0].splitlines()[1:]
+    between = log.read_text().partition('write(2, "begin"')[2].partition('write(2, "end"')[0].splitlines()[1:-1]
+    between = [line.partition(" ")[2].lstrip() for line in between]  # without the pid
     return [line for line in between if not line.startswith(("mmap", "munmap", "brk", "mremap", "madvise"))]

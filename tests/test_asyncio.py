@@ -1225,6 +1225,39 @@ def test_closing_while_a_batch_is_handed_over_loses_nobody(way: Way) -> None:
     way.run(test)
 
 
+def test_what_the_acceptor_has_taken_when_the_server_closes_is_served(way: Way) -> None:
+    """Iteration takes a batch of connections that block, gives out the first and keeps the others."""
+
+    async def test() -> None:
+        told = caught(asyncio.get_running_loop())
+        seen: list[Any] = []
+        blocking: list[bool] = []
+
+        class Asking(Recorder):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                blocking.append(not WINDOWS and os.get_blocking(transport.get_extra_info("socket").fileno()))
+
+        server = await way.create_server(lambda: Asking(seen), "127.0.0.1", 0)
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(address_of(server))) for _ in range(5)]
+            for client in clients:
+                client.sendall(b"x")
+            if LINUX:
+                wait_until(lambda: harken.stats(server.sockets[0]).queued == 5)
+            assert server.acceptor is not None
+            with next(server.acceptor) as first:
+                assert first.recv(1) == b"x"
+            server.close()
+            await until(lambda: seen.count(b"x") == 4)
+            assert [client.recv(1) for client in clients] == [b"", b"x", b"x", b"x", b"x"]
+            assert blocking == [False] * 4
+        await server.wait_closed()
+        assert told == []
+
+    way.run(test)
+
+
 def test_what_ends_the_program_comes_through_and_the_others_are_served_later() -> None:
     seen: list[Any] = []
     stops = [True]
