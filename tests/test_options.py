@@ -1237,7 +1237,7 @@ BLOCKS = {
     PACKAGE / "_options.py": ["fields"],
     PACKAGE / "_listen.pyi": ["signature", "signature"],
     PACKAGE / "asyncio" / "_start.py": ["more_options", "more_options"],
-    HOME / "ext" / "harken" / "_listen.pyx": ["c_signature", "c_signature"],
+    HOME / "ext" / "harken" / "_listen.pyx": ["c_signature"],
     HOME / "docs" / "options.md": ["sets", "connections", "shortfalls", "elsewhere"],
 }
 

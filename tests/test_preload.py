@@ -365,7 +365,7 @@ def test_a_failed_import_gets_no_hint_about_the_address(tmp_path: Path) -> None:
     program = f"""
     import sys
     import harken, harken._diagnosis.hints
-    sys.modules["harken._plan"] = None
+    sys.modules["harken._sockopt"] = None
     try:
         harken.listen("unix:{tmp_path}/missing/a.sock", mode=0o600)
     except FileNotFoundError as error:

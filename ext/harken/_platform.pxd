@@ -259,7 +259,7 @@ cdef extern from "Python.h":
         void *ml_meth
         int ml_flags
         const char *ml_doc
-    const int METH_FASTCALL, METH_KEYWORDS
+    const int METH_FASTCALL, METH_KEYWORDS, METH_VARARGS
     object PyCFunction_NewEx(PyMethodDef *method, object bound_to, object module)
     int Py_AtExit(void (*function)() noexcept)
     int Py_AddPendingCall(int (*function)(void *) noexcept, void *argument)

@@ -25,7 +25,7 @@ cdef class AddrInfo:
 cdef void free_found(found_t *found) noexcept nogil
 cdef addrinfo *found_at(const found_t *found, Py_ssize_t index) noexcept
 cdef int resolve(found_t *found, object host, object port, int family, int type, int proto, int flags) except -1
-cdef int resolve_bind(found_t *found, tuple bind, object port, int family) except -1
+cdef int resolve_bind(found_t *found, object bind, object port, int family) except -1
 cdef object decode(const sockaddr *address, size_t length)
 cdef str shown(object number)
 cdef int locate(object address, int family, net_address_t *to, net_length_t *length, const char *call) except -1

@@ -324,12 +324,12 @@ cdef int resolve(found_t *found, object host, object port, int family, int type,
     return 0
 
 
-cdef int resolve_bind(found_t *found, tuple bind, object port, int family) except -1:
+cdef int resolve_bind(found_t *found, object bind, object port, int family) except -1:
     """The addresses of a `Bind`, of one family or of all, with this port. A scope that it has as a number
     stays one: behind ``%`` in the host, the resolver would first look for an interface of that name."""
     cdef addrinfo *each
     cdef Py_ssize_t n
-    host, scope = bind[0], bind[8]
+    host, scope = bind.host, bind._scope
     if scope is not None:
         host = host.partition("%")[0]
     resolve(found, host, port, family, c.SOCK_STREAM, c.IPPROTO_TCP, c.AI_PASSIVE)
@@ -344,7 +344,7 @@ cdef int resolve_bind(found_t *found, tuple bind, object port, int family) excep
 def addresses_of(object bind, int family):
     """What `harken.listen` would bind for a `Bind` of a host and a port, as `getaddrinfo` gives it."""
     cdef AddrInfo found = AddrInfo.__new__(AddrInfo)
-    resolve_bind(&found.found, <tuple>bind, bind[1], family)
+    resolve_bind(&found.found, bind, bind.port, family)
     return found
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     _Target = str | int | tuple[_types.Address, ...] | None
     _Fields = tuple[str | None, int | str | None, int, str, _Target, int | None, str, _Pairs, int | None]
 else:
+    from _collections import _tuplegetter as _field
+
     types, typing, _types = Later("types"), Later("typing"), Later("harken._types")
 
 _FAMILIES = {"tcp": AF_UNSPEC, "tcp4": AF_INET, "tcp6": AF_INET6, "mptcp": AF_UNSPEC}
@@ -52,10 +54,49 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
     canonical form. Names are not resolved for this: ``localhost:http`` and ``127.0.0.1:80`` differ.
     """
 
-    # Inside: (host, port, family, text, target, last port of a range, scheme, options, scope id). The story reads it by
-    # number. The scope id is None where the host has no scope, or names it by its interface. The target of TCP is None,
-    # or the addresses that a resolver of somebody else's has found for the host: see `looked_up`.
     __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def host(self) -> str | None: ...
+
+        @property
+        def port(self) -> int | str | None: ...
+
+        @property
+        def family(self) -> int: ...
+
+        @property
+        def _text(self) -> str: ...
+
+        @property
+        def _target(self) -> _Target: ...
+
+        @property
+        def last_port(self) -> int | None: ...
+
+        @property
+        def scheme(self) -> str: ...
+
+        @property
+        def _pairs(self) -> _Pairs: ...
+
+        @property
+        def _scope(self) -> int | None: ...
+    else:
+        # The items of the tuple by name, as namedtuple has them: in C, as the story reads some of these for each bind.
+        host = _field(0, "A name or an address; None for every address of every family, and for what has no host.")
+        port = _field(
+            1, "A number, the first of a range, or a service. 0 lets the system choose. None: it has no port."
+        )
+        family = _field(2, "AF_INET or AF_INET6 where the scheme says so, AF_UNIX for a path, else AF_UNSPEC.")
+        _text = _field(3, "As it was written.")
+        _target = _field(4, "Path, context id, descriptor or name; of TCP None, or the addresses that `looked_up` got.")
+        last_port = _field(5, "The last of a range of ports; None where it is no range.")
+        scheme = _field(6, "``tcp`` (also where none is written), ``tcp4 tcp6 mptcp unix vsock fd`` or ``systemd``.")
+        _pairs = _field(7, "The options.")
+        _scope = _field(8, "The number of the interface; None where there is no scope, or one that is a name.")
 
     def __new__(cls, bind: str | int | Bind) -> typing.Self:
         if isinstance(bind, Bind):
@@ -94,69 +135,49 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
     @property
     def scope_id(self) -> int:
         """The number of the interface, for a link-local address whose scope is a number; else 0."""
-        return self[8] or 0
-
-    @property
-    def scheme(self) -> str:
-        """``tcp`` (also where none is written), ``tcp4 tcp6 mptcp unix vsock fd`` or ``systemd``."""
-        return self[6]
-
-    @property
-    def host(self) -> str | None:
-        """A name or an address; None for every address of every family, and for what has no host."""
-        return self[0]
-
-    @property
-    def port(self) -> int | str | None:
-        """A number, the first of a range, or the name of a service. 0 lets the system choose. None: it has no port."""
-        return self[1]
+        return self._scope or 0
 
     @property
     def ports(self) -> range:
         """The ports to try, one or a range; none when the port is the name of a service, or there is no port."""
-        first, last = self[1], self[5]
+        first, last = self.port, self.last_port
         return range(first, (first if last is None else last) + 1) if isinstance(first, int) else range(0)
-
-    @property
-    def family(self) -> int:
-        """AF_INET or AF_INET6 where the scheme says so, AF_UNIX for a path, else AF_UNSPEC."""
-        return self[2]
 
     @property
     def path(self) -> str | None:
         """A unix socket's path as `Socket.bind` takes it: an abstract name begins with a NUL."""
-        return str(self[4]) if self[6] == "unix" else None
+        return str(self._target) if self.scheme == "unix" else None
 
     @property
     def cid(self) -> int | None:
         """A vsock's context id; 0xFFFFFFFF is any."""
-        place = self[4]
-        return place if self[6] == "vsock" and isinstance(place, int) else None
+        place = self._target
+        return place if self.scheme == "vsock" and isinstance(place, int) else None
 
     @property
     def fd(self) -> int | None:
         """The number behind ``fd://``."""
-        place = self[4]
-        return place if self[6] == "fd" and isinstance(place, int) else None
+        place = self._target
+        return place if self.scheme == "fd" and isinstance(place, int) else None
 
     @property
     def name(self) -> str | None:
         """The name behind ``systemd:``; empty where all that systemd has passed is meant."""
-        return str(self[4]) if self[6] == "systemd" else None
+        return str(self._target) if self.scheme == "systemd" else None
 
     @property
     def options(self) -> types.MappingProxyType[str, str]:
         """What stands behind the question mark, decoded; it cannot be changed."""
-        return _Mapping(dict(self[7]))
+        return _Mapping(dict(self._pairs))
 
     @property
     def is_plain(self) -> bool:
         """One name and one port, by TCP, and no options: what most binds are."""
-        return self[4] is None and self[5] is None and not self[7] and self[6] != "mptcp"
+        return self._target is None and self.last_port is None and not self._pairs and self.scheme != "mptcp"
 
     def refuse(self, option: str, why: str) -> typing.NoReturn:
         """Raises ValueError for an option behind the question mark, pointing at it."""
-        text = self[3]
+        text = self._text
         at = text.find("?") + 1
         while not text.startswith(f"{option}=", at):
             at = text.index("&", at) + 1
@@ -165,33 +186,33 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
     @property
     def url(self) -> str:
         """The form that is the same for all binds that mean the same, and reads back as one of them."""
-        scheme, options = self[6], "&".join(f"{key}={_quoted(value)}" for key, value in sorted(self[7]))
+        scheme, options = self.scheme, "&".join(f"{key}={_quoted(value)}" for key, value in sorted(self._pairs))
         if scheme == "unix":
-            url = unix_url(str(self[4]))
+            url = unix_url(str(self._target))
         elif scheme == "systemd":
-            url = f"systemd:{_quoted(str(self[4]))}"
+            url = f"systemd:{_quoted(str(self._target))}"
         elif scheme == "fd":
-            url = f"fd://{self[4]}"
+            url = f"fd://{self._target}"
         else:
-            host = self[4] if scheme == "vsock" else _normal(self[0], self[8])
-            last = "" if self[5] is None else f"-{self[5]}"
-            url = f"{scheme}://{'*' if host in (None, ANY_CID) else host}:{self[1]}{last}"
+            host = self._target if scheme == "vsock" else _normal(self.host, self._scope)
+            last = "" if self.last_port is None else f"-{self.last_port}"
+            url = f"{scheme}://{'*' if host in (None, ANY_CID) else host}:{self.port}{last}"
         return f"{url}?{options}" if options else url
 
     def __str__(self) -> str:
-        return self[3]
+        return self._text
 
     def __repr__(self) -> str:
-        return f"Bind({self[3]!r})"
+        return f"Bind({self._text!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
         # By its text, as long as that says it all. What `of` has made need not have such a text.
         try:
-            if tuple(type(self)(self[3])) == tuple(self):
-                return type(self), (self[3],)
+            if tuple(type(self)(self._text)) == tuple(self):
+                return type(self), (self._text,)
         except ValueError:
             pass
-        return _made_again, (type(self), self[0], self[1], self[6], self.scope_id)
+        return _made_again, (type(self), self.host, self.port, self.scheme, self.scope_id)
 
     def __hash__(self) -> int:
         return hash(self.url)
@@ -221,16 +242,18 @@ def _made_again(kind: type[Bind], host: str | None, port: int | str, scheme: str
 
 
 KNOWN: dict[str | int, Bind] = {}
-"""Plain binds opened before: programs open the same few again and again, tests most of all. No more than 256."""
+"""Binds that were opened before, at most 256: a program opens the same few again and again, tests most of all."""
 
 
 def to_open(bind: str | int | Bind) -> Bind:
-    """Reads a bind that `harken.listen` is to open."""
-    result = Bind(bind)
-    if (
-        result.is_plain and len(KNOWN) < 256 and type(bind) in (str, int)
-    ):  # not by another type that is equal: True, 8080.0
-        KNOWN[bind] = result  # type: ignore[index]
+    """Reads a bind that `harken.listen` is to open, or returns what was read before. Keys are exactly str or int: True
+    equals 1, and 8080.0 equals 8080, and neither is a bind."""
+    exact = type(bind) is str or type(bind) is int
+    result = KNOWN.get(bind) if exact else None  # type: ignore[arg-type]
+    if result is None:
+        result = Bind(bind)
+        if exact and len(KNOWN) < 256 and len(str(result)) < 256:
+            KNOWN[bind] = result  # type: ignore[index]
     return result
 
 
@@ -310,11 +333,11 @@ def _shortly(number: int) -> str:
 def looked_up(bind: Bind, port: int, family: int, addresses: tuple[_types.Address, ...] | None) -> Bind:
     """The same bind, of one family if it is not AF_UNSPEC, with a port that is a number and with the addresses that
     somebody's resolver has found for the host: these are opened, and no other resolver is asked."""
-    scheme = bind[6]
+    scheme = bind.scheme
     if family != AF_UNSPEC and scheme == "tcp":
         scheme = "tcp4" if family == AF_INET else "tcp6"
-    target = bind[4] if addresses is None else addresses
-    return tuple.__new__(type(bind), (bind[0], port, family, bind[3], target, bind[5], scheme, *bind[7:]))
+    target = bind._target if addresses is None else addresses
+    return tuple.__new__(type(bind), (bind.host, port, family, bind._text, target, bind.last_port, scheme, *bind[7:]))
 
 
 # ---------------------------------------------------------------------------- reading

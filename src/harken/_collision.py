@@ -22,22 +22,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._bind import Bind
     from ._listener import Listener
-    from ._plan import Plan
     from ._types import Address, HasOptions
 
 
-def of_call(
-    error: BaseException, bind: Bind, plan: Plan | None, sock: Listener | None, others: list[tuple[Bind, Listener]]
+def record_conflicts(
+    error: BaseException,
+    bind: Bind,
+    takes_both: bool,
+    interface: str,
+    sock: Listener | None,
+    others: list[tuple[Bind, Listener]],
 ) -> None:
     """Records in an AddressInUseError what it needs to tell whether two binds of the call conflict: the bind that
-    failed, with its plan and its socket if that is open, and the other sockets of the call."""
+    failed, whether its sockets take both families, the interface that the last one was for, its socket if that is open,
+    and the other sockets of the call."""
     if not isinstance(error, AddressInUseError):
         return
-    error._bind = str(bind)
-    if plan is not None:
-        error._takes_both, error._interface = plan.takes_both, plan.interface
-    if sock is not None:
-        error._interface = interface_of(sock)  # of a socket that was there already
+    error._bind, error._takes_both = str(bind), takes_both
+    error._interface = interface if sock is None else interface_of(sock)
     facts = (_facts(of, other, bind, error.address) for of, other in others)
     error._own = tuple(one for one in facts if one is not None)
 

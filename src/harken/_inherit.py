@@ -58,10 +58,10 @@ def _successor(given: int | Detachable) -> Listener:
         return made
     room = modules.get("harken._handover")
     if room is None or not isinstance(given, room.ListeningSocket):
-        return Listener.__new__(Listener)
+        return Listener.without_handle()
     shared: Any = given
     if shared._entry is None:
-        made = Listener.__new__(Listener)
+        made = Listener.without_handle()
     else:
         made = load("harken._unix").UnixListener.without_handle(shared._entry.path)
         made.entry = shared._entry  # type: ignore[attr-defined]
@@ -160,7 +160,7 @@ def _must_be_new(fd: int, taken: Iterable[int]) -> None:
 def _take(names: tuple[str, ...], into: list[Listener]) -> None:
     _receive()
     chosen = _chosen(names, _passed, _taken)
-    take_numbers(chosen, [Listener.__new__(Listener) for _ in chosen], _taken, into)
+    take_numbers(chosen, [Listener.without_handle() for _ in chosen], _taken, into)
 
 
 def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[int]) -> list[int]:

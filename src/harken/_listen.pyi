@@ -78,5 +78,5 @@ def listen(
     # </options>
 ) -> Listeners: ...
 def try_out(
-    bind: Bind, plan: Plan | None, family: int, port: int | str | None
+    bind: Bind, plan: Plan, family: int, port: int | str | None
 ) -> tuple[list[tuple[Address, Listener | None, str | None, OSError | None, bool]], OSError | None]: ...

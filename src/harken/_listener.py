@@ -8,6 +8,7 @@ from ._bind import ANY_CID, scoped, unix_url
 from ._collision import interface_of
 from ._errors import AddressInUseError, ListenError, failure
 from ._loading import Later, load
+from ._plan import DEFAULT, Plan
 from ._socket import Socket, carried, close_each, family_of, given_by, name_of, sockets, state_of
 from ._stats import ListenerStats, queue, stats, warn_if_less
 from ._system import AF_INET, AF_INET6, AF_VSOCK, IPPROTO_MPTCP
@@ -26,10 +27,23 @@ else:
 class Listener(Socket):
     """A listening socket: a `Socket` with its address, options and backlog. It is blocking at first."""
 
-    __slots__ = ("_was",)
+    __slots__ = ("_was", "plan")
 
+    plan: Plan
+    """How it was opened."""
     _was: tuple[_types.Address, str, int | None]
     """Address, URL and backlog when the handle was given away."""
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        self.plan = DEFAULT
+        super().__init__(family, type, proto, fileno)
+
+    @classmethod
+    def without_handle(cls, plan: Plan = DEFAULT) -> Listener:
+        """One to which a handle will be moved."""
+        made = cls.__new__(cls)
+        made.plan = plan
+        return made
 
     @property
     def address(self) -> _types.Address:
@@ -77,6 +91,8 @@ class Listener(Socket):
     @property
     def options(self) -> typing.Mapping[str, object]:
         """The options that were asked for, with the values that the system has now: it rounds some, and caps others."""
+        if self.plan.options is not None:
+            return self.plan.read_back(self)
         asked = carried(self)[0]
         granted = None if asked < 0 else self.backlog
         return {} if asked < 0 else {"backlog": asked if granted is None else granted}
@@ -90,7 +106,17 @@ class Listener(Socket):
         warn_if_less([(self, self._begin(backlog))], level=3)
 
     def _begin(self, backlog: int | None) -> int:
-        """listen(), answering how long a queue was asked for: -1 for the most, or where it is left as it was."""
+        """listen(2), and what the plan has for after it. Returns the backlog that was asked for, -1 for the most."""
+        asked = self._listen_at_least(backlog)
+        try:
+            self.plan.after_listen(self)
+        except OSError as reason:
+            raise self._failed("setsockopt", reason) from None
+        return asked
+
+    def _listen_at_least(self, backlog: int | None) -> int:
+        """listen(2), unless the socket listens already and its queue is as long. Returns the backlog that was asked
+        for; -1 for the most, and where the queue stays as it was."""
         step = "getsockopt"
         try:
             if (backlog is None or (isinstance(backlog, int) and backlog >= 0)) and self.state == "listening":
@@ -128,7 +154,7 @@ class Listener(Socket):
 
     def _twin(self) -> Listener:
         """One that has no handle yet, and to which this one's, or a duplicate, may come."""
-        return Listener.__new__(Listener)
+        return Listener.without_handle(self.plan)
 
     def stats(self) -> ListenerStats:
         """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
@@ -149,13 +175,21 @@ class Listeners(tuple[Listener, ...]):
     """The listeners of one `harken.listen`, in the order of its binds: a tuple, and a context manager that closes
     them."""
 
-    __slots__ = ()
+    _left_out: typing.Sequence[tuple[_types.Address, OSError]] = ()
+    _left_out_explained = False
 
     @property
     def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
         """Addresses of a name or a wildcard that were skipped because this machine lacks their family, each with the
         error, whose text says why: IPv6 is disabled, no interface has it, the system was built without it."""
-        return ()
+        if self._left_out and not self._left_out_explained:  # looked up when it is first read
+            try:
+                why_left_out = load("harken._diagnosis.hints").why_left_out
+            except OSError:
+                return self._left_out  # without the reasons
+            self._left_out = [(address, why_left_out(address, error)) for address, error in self._left_out]
+            self._left_out_explained = True
+        return self._left_out
 
     @property
     def port(self) -> int:
@@ -202,30 +236,6 @@ class Listeners(tuple[Listener, ...]):
 
 for _method, _name in ((Listeners.sockets, "sockets"), (Listeners.close, "close")):  # as functions of this class
     _method.__module__, _method.__name__, _method.__qualname__ = __name__, _name, f"Listeners.{_name}"
-
-
-class IncompleteListeners(Listeners):
-    """Listeners beside which something was left out. They have a dictionary, which the others do without."""
-
-    def __new__(cls, listeners: list[Listener], left_out: list[tuple[_types.Address, OSError]]) -> typing.Self:
-        self = super().__new__(cls, listeners)
-        self._left_out = left_out
-        self._explained = False
-        return self
-
-    _left_out: list[tuple[_types.Address, OSError]]
-    _explained: bool
-
-    @property
-    def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
-        if not self._explained:  # when it is asked for: whoever does not ask need not wait
-            try:
-                why_left_out = load("harken._diagnosis.hints").why_left_out
-            except OSError:
-                return self._left_out  # without the reasons
-            self._left_out = [(address, why_left_out(address, error)) for address, error in self._left_out]
-            self._explained = True
-        return self._left_out
 
 
 def url_of(address: _types.Address, scheme: str = "tcp") -> str:

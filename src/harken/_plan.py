@@ -1,116 +1,139 @@
-"""How one bind is opened when options are asked for: what is set on its sockets, and when.
+"""How the sockets of one bind are opened: a `Plan`, which each `Listener` keeps.
 
-    socket → `prepare` → bind → `bound` → `made` → listen → `listening` → accept, with what `made` left for it
+    socket → `before_bind` → bind → `after_bind` → listen → `after_listen` → accept
 
-Before bind(2) stands whatever decides about the address, and whatever the handshake of a connection already needs: the
-buffers, for one, set the window that is offered. After listen(2) stands what this system takes only from a listener.
-Connections have the rest from their listener; what this system does not pass on is set on each of them.
+The options that decide about the address are set before bind(2), and so are those that the handshake of a connection
+already needs: the buffers set the window that is offered, for example. After listen(2) comes what this system takes
+only from a listener. Connections inherit the rest from their listener; what this system does not pass on is kept by the
+listener, and set on each connection. `harken._option_table` says which option belongs where.
+
+Most calls ask for no option, and `import harken` loads this module, but none of those that know the options.
 """
 
 from __future__ import annotations
 
 import os
 from _warnings import warn  # of C: the module warnings may be out of reach by now
-from typing import TYPE_CHECKING, Self
 
-from ._listener import Listener
 from ._loading import load
-from ._option_table import AFTER_LISTEN, BEFORE_BIND, TABLE
-from ._options import Options
 from ._socket import Socket, family_of, numbers_of
-from ._sockopt import apply, apply_one, apply_to_connections, read_back, shortfalls
 from ._system import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SO_REUSEADDR, SOL_SOCKET
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
+    from ._listener import Listener
+    from ._options import Options
     from ._types import Address
 
 
 class Plan:
-    """What is to be done to the sockets of one bind."""
+    """How the sockets of one bind are opened. It does not change."""
 
-    __slots__ = ("backlog", "configuring", "interface", "options", "takes_both")
+    __slots__ = ("backlog", "configure", "interface", "options", "shares", "takes_both")
 
-    interface: str
-    """Of the last socket that was prepared: an error has to tell which interface was asked for."""
+    options: Options | None
+    """None where nothing is asked for but a backlog."""
     backlog: int
-    """For listen(2); -1 for the most."""
+    """For listen(2); -1 asks for the most."""
     takes_both: bool
-    """IPv6 sockets take IPv4 too."""
-    configuring: bool
-    """The caller's own function is running, or has failed."""
+    """Whether an IPv6 socket takes IPv4 too."""
+    shares: bool
+    """Whether other sockets of this process may have the port too, and those of other processes not."""
+    interface: str
+    """The network interface that is asked for, or empty."""
+    configure: Callable[[Any, Any], object] | None
+    """The caller's own function, which is called between socket(2) and bind(2)."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.interface = options.interface or ""
-        self.backlog = -1 if options.backlog is None else min(options.backlog, 0x7FFFFFFF)
-        self.takes_both = options.ipv6_only is False
-        self.configuring = False
+    def __init__(self, options: Options | None = None, backlog: int = -1) -> None:
+        self.options, self.backlog = options, backlog
+        self.takes_both, self.shares, self.interface, self.configure = False, False, "", None
+        if options is None:
+            return
+        if options.backlog is not None:
+            self.backlog = min(options.backlog, 0x7FFFFFFF)
+        self.takes_both, self.shares = options.ipv6_only is False, options.reuse_port is True
+        self.interface, self.configure = options.interface or "", options.configure
         if options.owner is not None or options.group is not None:
             from ._unix import group_id, user_id
 
-            user_id(options.owner)  # a name that nobody has is found out before there is a socket
+            user_id(options.owner)  # an unknown name is an error before there is a socket
             group_id(options.group)
 
-    def listener(self) -> TunedListener:
-        """A listener that knows what was asked for, without a socket yet."""
-        return TunedListener.of(self)
-
-    @property
-    def guards(self) -> bool:
-        """Is the port kept from other processes although it is to be shared?"""
-        return self.options.reuse_port is True
+    def asked(self, name: str) -> Any:
+        """The value of an option; None where it was not asked for."""
+        return getattr(self.options, name, None)
 
     def concerned(self, step: str) -> tuple[str, object] | None:
-        """The option that an error of this step has to do with."""
-        return ("reuse_port", True) if step in ("bind", "listen") and self.guards else None
+        """The option that an error of this step may be due to."""
+        return ("reuse_port", True) if self.shares and step in ("bind", "listen") else None
+
+    # ------------------------------------------------------------------ the steps
+
+    def before_bind(self, sock: Socket, address: Address | str, joins: bool) -> int:
+        """Sets options on a new socket. ``joins``: a group of sockets that share the port already. Returns an error
+        number where the port is in use and bind(2) would not say so, else 0."""
+        options = self.options
+        if options is None:
+            return 0
+        if self.shares and not JOINS_LATE and not joins and address[1]:
+            error = _in_use(sock, address)
+            if error:
+                return error
+        if options.reuse_port and (joins or options.reuse_port == "join" or not JOINS_LATE):
+            self._share(sock, address)
+        _sockopt().apply(sock, address, options, _table().BEFORE_BIND)
+        return 0
+
+    def after_bind(self, sock: Listener, reserves: bool) -> None:
+        """``reserves``: it will listen later. Then from here on this process may have other sockets on the port.
+        Before bind(2), SO_REUSEPORT would have let in other processes too."""
+        if self.options is None:
+            return
+        if reserves and self.shares and JOINS_LATE:
+            self._share(sock, sock.address)
+        _sockopt().apply_to_connections(sock, self.options)
+
+    def after_listen(self, sock: Listener) -> None:
+        """Sets what is set on a socket that listens."""
+        if self.options is None:
+            return
+        address = sock.address
+        if self.shares and JOINS_LATE:
+            # Not earlier: of several sockets that were bound to the port at one moment, listen(2) refuses all but one,
+            # unless they share it already.
+            self._share(sock, address)
+        _sockopt().apply(sock, address, self.options, _table().AFTER_LISTEN)
+
+    def when_inherited(self, sock: Listener) -> None:
+        """Sets options on a socket that somebody else has bound."""
+        if self.options is not None:
+            _sockopt().apply(sock, sock.address, self.options, _table().BEFORE_BIND)
+            _sockopt().apply_to_connections(sock, self.options)
+
+    def _share(self, sock: Socket, address: Address | str) -> None:
+        _sockopt().apply_one(sock, address, _table().TABLE["reuse_port"], True)
+
+    # ------------------------------------------------------------------ sharing a port
 
     def is_ours(self, address: Address, *states: str) -> bool:
-        """Is the group on this address one that this process has? With an address that only overlaps it may be in
-        another one."""
+        """Whether this process has a socket on exactly this address, in one of the states if there are any: then it is
+        the group to join. On an address that only overlaps there may be another group."""
         try:
-            holders = load("harken._diagnosis.holders").holders
-            found = [holder for holder in holders(address) if holder.address[:2] == address[:2]]
-            return os.getpid() in {holder.pid for holder in found if not states or holder.state in states}
+            found = [
+                one for one in load("harken._diagnosis.holders").holders(address) if one.address[:2] == address[:2]
+            ]
+            return os.getpid() in {one.pid for one in found if not states or one.state in states}
         except (OSError, ValueError):
             return False
 
-    def prepare(self, sock: Socket, address: Address, joining: bool) -> int:
-        """Between socket(2) and bind(2). ``joining``: into a group that is there already. Answers with an error number
-        where the port is somebody's and bind(2) would not say so, else 0."""
-        options = self.options
-        if self.guards and not JOINS_LATE and not joining and address[1]:
-            error = _taken(sock, address)
-            if error:
-                return error
-        if options.reuse_port and (joining or options.reuse_port == "join" or not JOINS_LATE):
-            self._share(sock, address)
-        apply(sock, address, options, BEFORE_BIND)
-        if options.configure is not None:
-            self.configuring = True
-            options.configure(sock, address)
-            self.configuring = False
-            if sock.fileno() < 0:
-                raise ValueError("configure() has closed the socket, which is to be bound next")
-            from ._collision import interface_of
-
-            self.interface = interface_of(sock)
-        return 0
-
-    def _share(self, sock: Socket, address: Address) -> None:
-        apply_one(sock, address, TABLE["reuse_port"], self.options.reuse_port)
-
-    def bound(self, sock: Socket, address: Address) -> None:
-        """After bind(2), of a port that is held until it listens: from here on this process may have others beside it.
-        Before bind(2) it would have let in other processes too."""
-        if self.guards and JOINS_LATE:
-            self._share(sock, address)
-
     def may_join(self, sock: Socket, before: Iterable[Socket]) -> bool:
-        """After listen(2) found somebody who listens: is it one of this process's own group? ``before``: those of the
-        same call that listen by now, of which it is known without the system's tables, and where /proc is hidden."""
-        if not (self.guards and JOINS_LATE):
+        """After listen(2) found the port in use: whether by this process's own group; then the socket joins it.
+        ``before`` are the sockets of the same call that listen by now, for which no table of the system is needed, nor
+        /proc, which may be hidden."""
+        if not (self.shares and JOINS_LATE):
             return False
         address = sock.getsockname()
         if address not in [one.getsockname() for one in before] and not self.is_ours(address, "listening"):
@@ -118,40 +141,45 @@ class Plan:
         self._share(sock, address)
         return True
 
-    def listening(self, sock: Socket) -> None:
-        """After listen(2)."""
-        address = sock.getsockname()
-        if self.guards and JOINS_LATE:
-            # Not earlier: listen(2) refuses all but one of those that bound the port at the same moment, unless they
-            # are to share it already.
-            self._share(sock, address)
-        apply(sock, address, self.options, AFTER_LISTEN)
-
-    def made(self, sock: Socket) -> None:
-        """When all addresses are bound: what connections get when they are accepted, whoever calls listen(2)."""
-        apply_to_connections(sock, self.options)
+    # ------------------------------------------------------------------ what is in force
 
     def shortfalls(self, listener: Listener | None) -> dict[str, str]:
-        """What is to be said of each option that is not in force, or not whole. Without a listener, by the settings."""
-        return shortfalls(self.options, listener)
+        """Options that are not in force, or not fully, each with a text. Without a listener, by the system's
+        settings."""
+        return {} if self.options is None else _sockopt().shortfalls(self.options, listener)
 
     def warn(self, bind: str, listeners: Sequence[Listener]) -> None:
-        """Of options that the system took without an error and that are not in force: once for all of a bind."""
+        """Warns of options that the system took without an error and that are not in force: once for all of a bind."""
+        if self.options is None:
+            return
         told: dict[str, str] = {}
         for listener in listeners:
             told = self.shortfalls(listener) | told
         for text in told.values():
             warn(f"{bind}: {text}", RuntimeWarning, stacklevel=2)
 
-    def adopted(self, listener: Listener) -> TunedListener:
-        """For a socket that somebody else has bound: what it is to be replaced by, when its options are set."""
-        address = listener.address
-        apply(listener, address, self.options, BEFORE_BIND)
-        return TunedListener.of(self)
+    def read_back(self, listener: Listener) -> Mapping[str, object]:
+        """The options that were asked for, with the values that the system has."""
+        options = self.options
+        if options is None:
+            return {}
+        of_one = _sockopt().read_back
+        return {name: of_one(listener, name, options) for name in options if name != "configure"}
 
 
-def _taken(sock: Socket, address: Address) -> int:
-    """Where a socket joins at bind(2), one that does not join finds out whether there is anything to join."""
+DEFAULT = Plan()
+
+
+def _sockopt() -> Any:
+    return load("harken._sockopt")
+
+
+def _table() -> Any:
+    return load("harken._option_table")
+
+
+def _in_use(sock: Socket, address: Address | str) -> int:
+    """Where a socket joins a group in bind(2), one that does not join finds out whether there is anything to join."""
     with Socket(*numbers_of(sock)) as probe:
         probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         if family_of(sock) == AF_INET6:
@@ -161,32 +189,3 @@ def _taken(sock: Socket, address: Address) -> int:
         except OSError as reason:
             return reason.errno or 0
     return 0
-
-
-class TunedListener(Listener):
-    """A listener whose options were asked for."""
-
-    __slots__ = ("plan",)
-
-    plan: Plan
-
-    @classmethod
-    def of(cls, plan: Plan) -> Self:
-        self = cls.__new__(cls)
-        self.plan = plan
-        return self
-
-    def _twin(self) -> TunedListener:
-        return TunedListener.of(self.plan)
-
-    def _begin(self, backlog: int | None) -> int:
-        asked = super()._begin(backlog)
-        try:
-            self.plan.listening(self)
-        except OSError as reason:
-            raise self._failed("setsockopt", reason) from None
-        return asked
-
-    @property
-    def options(self) -> Mapping[str, object]:
-        return {name: read_back(self, name, self.plan.options) for name in self.plan.options if name != "configure"}

@@ -33,15 +33,14 @@ from ._errors import ListenError, failure
 from ._listener import Listener
 from ._loading import load
 from ._paths import Descriptor, Entry
+from ._plan import DEFAULT, Plan
 from ._socket import Socket, given_by
 from ._system import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, UNIX_PATH_ROOM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
-
-    from ._plan import Plan
 
 
 def open_unix(
@@ -73,33 +72,33 @@ def open_unix(
     return listener
 
 
-def new_listener(path: str) -> UnixListener:
+def new_listener(path: str, plan: Plan = DEFAULT) -> UnixListener:
     """Its socket, which is bound to nothing yet. Raises ListenError."""
+    listener = UnixListener.without_handle(path, plan)
     try:
-        return UnixListener(path)
+        Socket.__init__(listener, AF_UNIX, SOCK_STREAM)
     except OSError as reason:
         raise failure("socket", shown(path), reason) from None
+    return listener
 
 
-def bind_planned(listener: UnixListener, plan: Plan | None) -> None:
-    """bind(2) with the options of a bind. When the listener is dropped before harken.listen() has handed it out, the
-    path is as it was."""
-    path = listener._path
-    if plan is None:
-        _bind(listener, path, False, _NO_RIGHTS, fresh=True)
-        return
-    wanted = plan.options
-    rights = _rights(path, wanted.mode, wanted.owner, wanted.group, wanted.exclusive)
-    plan.prepare(listener, path, False)
-    _bind(listener, path, wanted.exclusive is False, rights, fresh=True)
-    listener.plan = plan
+def bind_path(listener: UnixListener) -> None:
+    """bind(2), with the rights that its plan has for the path. When the listener is dropped before harken.listen() has
+    handed it out, the path is as it was."""
+    wanted = listener.plan.options
+    if wanted is None:
+        _bind(listener, listener._path, False, _NO_RIGHTS, fresh=True)
+    else:
+        rights = _rights(listener._path, wanted.mode, wanted.owner, wanted.group, wanted.exclusive)
+        _bind(listener, listener._path, wanted.exclusive is False, rights, fresh=True)
 
 
-def open_planned(path: str, plan: Plan | None) -> UnixListener:
-    """Both. Raises what they raise, with everything closed."""
-    listener = new_listener(path)
+def open_planned(path: str, plan: Plan) -> UnixListener:
+    """A socket that is bound, for ``harken check``. Raises ListenError, with everything closed."""
+    listener = new_listener(path, plan)
     try:
-        bind_planned(listener, plan)
+        plan.before_bind(listener, path, False)
+        bind_path(listener)
     except BaseException:
         listener.close()
         raise
@@ -118,17 +117,11 @@ def publish(listeners: Iterable[Socket]) -> None:
 class UnixListener(Listener):
     """A listener on a unix socket, which owns its path: see `harken._unix`."""
 
-    __slots__ = ("_path", "entry", "plan")
+    __slots__ = ("_path", "entry")
 
     _path: str
-    plan: Plan | None
-    """The options that were asked for."""
     entry: Entry | None
     """What close() takes away; None for an abstract name."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self.entry, self.plan = path, None, None
-        super().__init__(AF_UNIX, SOCK_STREAM)
 
     @property
     def address(self) -> str:
@@ -140,22 +133,8 @@ class UnixListener(Listener):
     def _begin(self, backlog: int | None) -> int:
         """As `Listener.listen`; and the path is taken over now, if that was asked for."""
         asked = super()._begin(backlog)
-        if self.plan is not None:
-            try:
-                self.plan.listening(self)
-            except OSError as reason:
-                raise self._failed("setsockopt", reason) from None
         publish((self,))
         return asked
-
-    @property
-    def options(self) -> Mapping[str, object]:
-        """The options that were asked for, as the system has them now."""
-        if self.plan is None:
-            return super().options  # the backlog, which needs no plan
-        from ._sockopt import read_back
-
-        return {name: read_back(self, name, self.plan.options) for name in self.plan.options if name != "configure"}
 
     def close(self) -> None:
         """Takes the path away, if it is ours, and closes the handle."""
@@ -173,7 +152,7 @@ class UnixListener(Listener):
             raise ValueError(f"{self.url} is taken over by listen(): call that first")
 
     @classmethod
-    def without_handle(cls, path: str, plan: Plan | None = None) -> UnixListener:
+    def without_handle(cls, path: str, plan: Plan = DEFAULT) -> UnixListener:  # type: ignore[override]
         made = cls.__new__(cls)
         made._path, made.entry, made.plan = path, None, plan
         return made

@@ -26,15 +26,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .. import _inherit, _unix
 from .._bind import Bind
-from .._collision import interface_of, of_call
+from .._collision import interface_of, record_conflicts
 from .._errors import AddressInUseError, ListenError, failure
 from .._listen import try_out
 from .._options import for_binds
 from .._paths import Descriptor
 from .._plan import Plan
 from .._socket import Socket, describe, queue_of
-from .._system import AF_INET, AF_INET6, AF_UNIX, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SOCK_STREAM
-from . import holders
+from .._system import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    IPPROTO_IPV6,
+    IPV6_V6ONLY,
+    JOINS_LATE,
+    OPTIONS,
+    SO_REUSEADDR,
+    SOCK_STREAM,
+    SOL_SOCKET,
+)
 from .hints import outgoing_ports, reserving, setting
 from .holders import Own, twin
 
@@ -158,7 +168,7 @@ class Trial:
                 continue
             self._sockets += [(bind, sock) for sock in sockets]
             if bind.cid is None and bind.port != 0:
-                shares = plan.options.reuse_port or False
+                shares = plan.asked("reuse_port") or False
                 for sock in sockets:
                     both = plan.takes_both and sock.family == AF_INET6
                     own = Own(str(bind), sock.address, interface_of(sock), both, stands=True)
@@ -218,7 +228,7 @@ class Trial:
     ) -> Foreseen:
         """With what the error of listen() would know of the call's other sockets."""
         assert isinstance(error, AddressInUseError)
-        of_call(error, bind, plan, None, self._sockets)
+        record_conflicts(error, bind, plan.takes_both, plan.interface, None, self._sockets)
         if own is None:
             own = [Own(*one) for one in error._own] + [one.own for one in self._opened if one.inherited]
         error._own = tuple((one.bind, one.address, one.interface, one.takes_both, one.stands) for one in own)
@@ -232,7 +242,7 @@ class Trial:
             return None
         interface = interface_of(sock)
         met = [one for one in self._opened if twin(address, interface, plan.takes_both, [one.own], standing=False)]
-        wish = plan.options.reuse_port
+        wish = plan.asked("reuse_port")
         same = any(opened.shares and opened.own.address[:2] == address[:2] for opened in met)
         joins = wish == "join" or (wish is True and same)
         return next((opened.own for opened in met if not (joins and opened.shares)), None)
@@ -306,17 +316,25 @@ class Trial:
         for opened in self._opened:
             if twin(fact.address, fact.interface, fact.takes_both, [opened.own], standing=False):
                 return self._in_use(bind, plan, fact.address, error, [opened.own._replace(stands=True)])
-        inode, port = os.fstat(fd).st_ino, int(fact.address[1])
-        try:
-            table = [held for held in holders._on_ports(range(port, port + 1)) if held.inode != inode]
-        except OSError:
-            return None
-        for held in table:
-            address, device = fact.address, holders._index(fact.interface)
-            relation = holders._relation(holders._packed(address[0]), address, held, device)
-            if held.state == "listening" and relation and (relation != "ours" or fact.takes_both):
-                return self._in_use(bind, plan, address, error, ())
+        if not fact.stands and _is_in_use(describe(fd)[0], fact):
+            return self._in_use(bind, plan, fact.address, error, ())
         return None
+
+
+def _is_in_use(family: int, fact: Own) -> bool:
+    """Whether somebody listens on the address of a socket that was bound with SO_REUSEADDR. Then another one that
+    has it cannot be bound there."""
+    with Socket(family, SOCK_STREAM) as probe:
+        probe.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if family == AF_INET6:
+            probe.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not fact.takes_both)
+        try:
+            if fact.interface:
+                probe.setsockopt(*OPTIONS["interface"][0], os.fsencode(fact.interface))
+            probe.bind(fact.address)
+        except OSError as reason:
+            return reason.errno == errno.EADDRINUSE
+    return False
 
 
 # ---------------------------------------------------------------------------- rows
@@ -369,7 +387,7 @@ def _queue(plan: Plan, sock: Listener | None = None) -> tuple[int | None, str]:
 
 def _granted(plan: Plan) -> tuple[int | None, str]:
     """How many connections could wait, as far as the system tells, and what to say about that."""
-    most, asked = setting("/proc/sys/net/core/somaxconn"), plan.options.backlog
+    most, asked = setting("/proc/sys/net/core/somaxconn"), plan.asked("backlog")
     if not most.isdecimal():
         return None, ""
     if asked is None or asked <= int(most):
@@ -408,7 +426,7 @@ def _on_path(text: str, path: str, plan: Plan) -> Foreseen:
     if number == errno.ECONNREFUSED:
         note = "no server uses it: one that has ended left it behind, and it would be replaced"
         return _not_made(text, shown, full, there, plan) or Foreseen(text, shown, "left behind", note=note)
-    if plan.options.exclusive is False:
+    if plan.asked("exclusive") is False:
         note = "a server uses it, and it would be taken over"
         return _not_made(text, shown, full, there, plan) or Foreseen(text, shown, "free", note=note)
     if number in (errno.EACCES, errno.EPERM):
@@ -459,8 +477,7 @@ def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
             if (in_memory := getattr(os, "memfd_create", None)) is None:
                 return "bind", None
             file = Descriptor(in_memory, "harken")
-        wanted = plan.options
-        user, group = _unix.user_id(wanted.owner), _unix.group_id(wanted.group)
+        user, group = _unix.user_id(plan.asked("owner")), _unix.group_id(plan.asked("group"))
         if user != -1 or group != -1:
             with file as number:
                 os.fchown(number, user, group)  # type: ignore[attr-defined,unused-ignore]

@@ -474,4 +474,4 @@ def _listen(listener: Socket, backlog: int | None) -> None:
 
 def _listening_can_wait(listener: Socket) -> bool:
     """Options are compared with what the system has granted, and its limits are read for the warning."""
-    return can_wait(listener) or getattr(listener, "plan", None) is not None
+    return can_wait(listener) or (isinstance(listener, Listener) and listener.plan.options is not None)
