@@ -38,7 +38,7 @@ def methods(kind: type) -> list[tuple[str, Any]]:
 
 def test_dir_has_each_public_name_and_no_other() -> None:
     shown = {name for name in dir(harken) if not name.startswith("__")}
-    assert shown == {*harken.__all__, "asyncio"}
+    assert shown == {*harken.__all__, "asyncio", "workers"}
     assert "TYPE_CHECKING" not in dir(harken)
     assert len(NAMES) > 20
     code = "import harken; shown = dir(harken); assert 'Options' in shown and 'holders' in shown, shown"

@@ -299,7 +299,7 @@ def test_which_system_it_is_is_asked_where_a_file_is_chosen() -> None:
     """And in the BSDs' own file, where their C functions differ in a type, and of Python's."""
     asks = re.compile(r"__linux__|_WIN32\b|__APPLE__|__\w+BSD__|__DragonFly__")
     asking = {str(path.relative_to(ROOM)) for path in ROOM.rglob("*.h") if asks.search(path.read_text("utf-8"))}
-    choosing = {"net.h", "paths.h", "engines/engine.h"}
+    choosing = {"net.h", "paths.h", "steering.h", "engines/engine.h"}
     assert {name.replace(os.sep, "/") for name in asking} == choosing | {
         "on_bsd.h",
         "engines/kqueue.h",

@@ -332,7 +332,8 @@ def test_each_module_is_loaded_by_import_or_by_preload_or_is_a_command() -> None
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     names = {module.name.removeprefix("harken.") for module in pkgutil.walk_packages(harken.__path__, "harken.")}
     names -= {name.removeprefix("harken.") for name in loaded} | {*_loading.PARTS, "_diagnosis"}
-    assert names == commands | of_asyncio
+    of_workers = {"workers", "workers._board", "workers._busy", "workers._supervisor", "workers._worker"}
+    assert names == commands | of_asyncio | of_workers
 
 
 def test_threads_may_preload_at_once() -> None:

@@ -30,6 +30,7 @@ The modules, in the order in which a listener comes about:
     _system      WSAStartup and WSACleanup, and the system's constants            (compiled)
     _types       types that several modules use
 
+    workers      a server in several processes: `workers.serve`
     asyncio      the same for asyncio and uvloop: `start_server`, `create_server`
     _diagnosis   what errors and commands find out: hints, `holders`, what `check` says
     __main__     the command line; its commands are in _cli
@@ -86,6 +87,7 @@ from ._system import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import asyncio as asyncio
+    from . import workers as workers
     from ._diagnosis.holders import Holder, holders
     from ._draining import Drained
     from ._group import Group, MemberStats, Retired, group
@@ -158,15 +160,15 @@ __version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, "asyncio", *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, "asyncio", "workers", *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:
     # Loaded when a program names it; `import harken` should not pay for it.
     if name == "Options":
         return _load("harken._options").Options
-    if name == "asyncio":
-        return _load("harken.asyncio")
+    if name in ("asyncio", "workers"):
+        return _load(f"harken.{name}")
     if name in ("Holder", "holders"):
         return getattr(_load("harken._diagnosis.holders"), name)
     if name == "Drained":

@@ -120,6 +120,22 @@ class Steered(Balanced):
     def steer(self, table: Sequence[int]) -> None:
         steer(self.first, [self.numbers[slot] for slot in table] or [0])
 
+    def probe(self, slot: int, table: Sequence[int]) -> Socket | None:
+        """A connection of our own in the queue of this slot; None where we cannot connect. ``table`` as before."""
+        if self.filler is None:
+            return None
+        client = self._client()
+        try:
+            client.setsockopt(SOL_SOCKET, SO_LINGER, bytes(8))  # who accepts it sees an end, and not a reset
+            places = [self.numbers[one] for one in table] or [0]
+            steer(self.first, places, client.getsockname()[1], self.numbers[slot])
+            return self._connected(client, bool(self.defer))
+        except OSError:
+            client.close()
+            return None
+        finally:
+            self.steer(table)
+
     def _client(self) -> Socket:
         """A client of our own, from which nothing is left behind when it is closed."""
         client = Socket(family_of(self.first), SOCK_STREAM, IPPROTO_TCP)
@@ -134,13 +150,14 @@ class Steered(Balanced):
             raise
         return client
 
-    def _connected(self, client: Socket | None = None) -> Socket:
+    def _connected(self, client: Socket | None = None, speaks: bool = True) -> Socket:
         address: Any = self.first.getsockname()
         wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0])
         client = self._client() if client is None else client
         try:
             client.connect((wildcard, *address[1:]) if wildcard else address)
-            client.send(b"\0")  # for TCP_DEFER_ACCEPT
+            if speaks:
+                client.send(b"\0")  # for TCP_DEFER_ACCEPT
         except BaseException:
             client.close()
             raise

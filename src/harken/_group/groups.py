@@ -92,9 +92,6 @@ class Group(Sequence[Listeners]):
             self._members.append(number)
             self._shares[number] = 1
         self._aim()
-        if self._steers:
-            arguments = (weakref.ref(self), self._stop)
-            threading.Thread(target=_tend, args=arguments, name="harken.group", daemon=True).start()
 
     def _bound(self, one: Bind, options: dict[str, Any]) -> list[tuple[type[Address], Listener]]:
         tcp = one.scheme in ("tcp", "tcp4", "tcp6")
@@ -662,6 +659,18 @@ def group(
     Returns a `Group`. Raises TypeError or ValueError for invalid arguments, ListenError when a step fails, and then
     nothing stays open.
     """
+    return make(binds, size, slots, policy, options)
+
+
+def make(
+    binds: str | int | Bind | Iterable[str | int | Bind],
+    size: int,
+    slots: int | None,
+    policy: Policy,
+    options: Mapping[str, Any],
+    tended: bool = True,
+) -> Group:
+    """`group`. ``tended``: by a thread of its own, and not by the caller."""
     size = _count("size", size, 1, MOST - 1)
     slots = min(2 * size, MOST) if slots is None else _count("slots", slots, size + 1, MOST)
     policy = _policy(policy)
@@ -676,6 +685,9 @@ def group(
     made._closed, made._pid, made._lock, made._stop = False, os.getpid(), threading.RLock(), threading.Event()
     try:
         made._open([Bind(one) for one in several], size, slots, policy, options)
+        if made._steers and tended:
+            arguments = (weakref.ref(made), made._stop)
+            threading.Thread(target=_tend, args=arguments, name="harken.group", daemon=True).start()
     except BaseException:
         made.close()
         raise
