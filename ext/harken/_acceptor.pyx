@@ -1022,7 +1022,7 @@ cdef class Acceptor:
 
     @cython.critical_section
     def release(self, n=1):
-        """Says that ``n`` connections that were given away with detach() or to_socket() are closed, and no longer
+        """Reports that ``n`` connections that were given away with detach() or to_socket() are closed: they no longer
         count."""
         cdef int count = at_least_one(n, "n")
         cdef long left = c.net_add(&self.gauge.given, -count)
@@ -1126,7 +1126,7 @@ cdef class Acceptor:
 
     @property
     def closed(self):
-        """Was it closed, or its last listener?"""
+        """True when it is closed, or its last listener is."""
         return self.ended()
 
     @property

@@ -168,7 +168,7 @@ cdef class AddrInfo:
 
     @cython.critical_section
     def close(self):
-        """Frees the C list. A second time does nothing."""
+        """Frees the C list: freeaddrinfo(). A second call does nothing."""
         free_found(&self.found)
 
     def __enter__(self):
@@ -195,7 +195,7 @@ cdef class AddrInfo:
         return self.entry(at)
 
     def index(self, value, start=0, stop=None):
-        """Where ``value`` stands first."""
+        """The index of the first entry that equals ``value``."""
         return list(self).index(value, start, len(self) if stop is None else stop)
 
     def count(self, value):
@@ -431,15 +431,15 @@ cdef c.PyMethodDef METHOD = c.PyMethodDef(
 
 The addresses of ``host`` and ``port``: one call of getaddrinfo(), on every platform.
 
-``host`` is a name, an address in digits (with a scope: ``fe80::1%eth0``), or None: then the addresses are the
+``host`` is a name, a numeric address (with a scope: ``fe80::1%eth0``), or None: then the addresses are the
 wildcard, to bind, with AI_PASSIVE in ``flags``, and else the loopback, to connect to. The empty string means None.
 Names that are not ASCII are sent in their IDNA form. ``port`` is a number from 0 to 65535, the same in digits, the
-name of a service, or None. The rest are hints; 0 leaves them open.
+name of a service, or None. The other arguments are hints; 0 means any.
 
-A host in digits is answered at once, without the resolver; for a name the GIL is released. The order is the system's.
+A numeric host is answered at once, without the resolver; for a name the GIL is released. The order is the system's.
 
 Raises socket.gaierror when there is no such name or service, OverflowError for a port out of range, ValueError (or
-UnicodeError, which is one) for text that can be no name.
+UnicodeError, which is one) for text that cannot be a name.
 """,
 )
 _resolver = Resolver()

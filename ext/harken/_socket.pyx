@@ -365,9 +365,9 @@ cdef class Socket:
     def listen(self, backlog=None):
         """listen(2): from now on the system accepts connections, ``backlog`` of which may wait to be taken.
 
-        None asks for what `harken.bind` was given, or else for the most that the system grants: on Linux
+        None means the backlog of `harken.bind`, or else the most that the system grants: on Linux
         net.core.somaxconn, on Windows SOMAXCONN. On Windows a number above 200 is passed as SOMAXCONN_HINT, which the
-        standard library cannot do. Raises ValueError for a negative number, OverflowError for one that C has not.
+        standard library cannot do. Raises ValueError for a negative number, OverflowError for one that is too large for C.
         """
         cdef int error, wished = self.wished
         if backlog is not None:
@@ -796,7 +796,7 @@ cdef class Socket:
 
     def sendto(self, data, /, *args):
         """``sendto(data, address)`` or ``sendto(data, flags, address)``: sendto(2), for datagrams. What a connected TCP
-        socket does with the address is the system's affair: Linux and Windows ignore it, macOS raises EISCONN."""
+        socket does with the address depends on the system: Linux and Windows ignore it, macOS raises EISCONN."""
         cdef Py_buffer view
         cdef transfer_t what
         if not 1 <= len(args) <= 2:
@@ -837,7 +837,7 @@ cdef class Socket:
         means from where it stands. Whatever has ``seek()`` stands at ``offset`` plus what was sent afterwards, also
         when it was interrupted. The timeout holds for each send(2).
 
-        Raises ValueError for a file of text and when the socket does not wait, for nobody would know how much was sent.
+        Raises ValueError for a text file, and for a non-blocking socket, as it would be unknown how much was sent.
         """
         cdef Py_ssize_t total = 0, left, size
         if "b" not in getattr(file, "mode", "b"):
@@ -998,7 +998,7 @@ cdef class Socket:
 
         The handle is made non-blocking with any number and blocking with None (POSIX; on Windows it never blocks).
         Raises ValueError for NaN and for a negative number, OverflowError when it is too large, TypeError for what is
-        no number.
+        not a number.
         """
         cdef double seconds = -1
         if value is not None:
@@ -1061,7 +1061,7 @@ cdef class Socket:
 
     @cython.critical_section
     def set_inheritable(self, inheritable):
-        """Says whether child processes inherit this socket."""
+        """Sets whether child processes inherit this socket: FD_CLOEXEC, on Windows HANDLE_FLAG_INHERIT."""
         cdef int error, on = int_of(inheritable, "inheritable")
         self.must_be_open()
         error = c.net_inheritable(self.handle, on != 0)
@@ -1545,7 +1545,7 @@ cdef object queue_at(net_socket_t handle):
 
 
 def queue_of(handle):
-    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not tell.
+    """How many connections wait, and how many may, as ``(queued, backlog)``; None where the system does not report it.
     ``handle`` is a number or a Socket.
 
     Raises OSError for a handle that is no socket.
@@ -1559,7 +1559,7 @@ cdef object drops_at(net_socket_t handle):
 
 
 def drops_of(handle):
-    """How many connections this socket has dropped; None where the system does not tell."""
+    """How many connections this socket has dropped; None where the system does not report it."""
     return of_handle(handle, drops_at)
 
 

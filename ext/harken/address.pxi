@@ -54,7 +54,7 @@ cdef str brief(object text):
 cdef bytes text_of(object host, str what):
     """A host as the bytes that the resolver reads: ASCII, or a name in the encoding of international domain names.
 
-    Lengths are looked at before anything is encoded or split: nobody waits for text that can be no name."""
+    Lengths are looked at before anything is encoded or split: nobody waits for text that cannot be a name."""
     cdef bytes text
     if isinstance(host, str):
         if c.PyUnicode_IS_ASCII(host):

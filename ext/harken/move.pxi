@@ -264,10 +264,10 @@ def duplicate(handle, tuple kind, timeout, made):
 
 @cython.binding(True)  # it becomes a method
 def sockets(self):
-    """The same sockets as ``socket.socket`` objects, for a server that takes those. Ownership moves, of all or of none.
+    """Moves all sockets, or none, into ``socket.socket`` objects, for a server that takes those.
 
     A second ``listen()`` does not shorten their queues, as asyncio's and so uvicorn's would; they can be sent to a
-    spawned worker. (trio takes none but exact ``socket.socket`` objects: `Listener.to_socket`.)
+    spawned worker. (trio accepts only exact ``socket.socket`` objects: `Listener.to_socket`.)
     """
     room_for = load("harken._handover").room_for
     cdef list made = [], timeouts = []

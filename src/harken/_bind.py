@@ -156,18 +156,18 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
 
     @property
     def fd(self) -> int | None:
-        """The number behind ``fd://``."""
+        """The number in ``fd://3``."""
         place = self._target
         return place if self.scheme == "fd" and isinstance(place, int) else None
 
     @property
     def name(self) -> str | None:
-        """The name behind ``systemd:``; empty where all that systemd has passed is meant."""
+        """The name in ``systemd:name``; empty for all sockets that systemd passed."""
         return str(self._target) if self.scheme == "systemd" else None
 
     @property
     def options(self) -> types.MappingProxyType[str, str]:
-        """What stands behind the question mark, decoded; it cannot be changed."""
+        """The options after the question mark, decoded; read-only."""
         return _Mapping(dict(self._pairs))
 
     @property
@@ -176,7 +176,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
         return self._target is None and self.last_port is None and not self._pairs and self.scheme != "mptcp"
 
     def refuse(self, option: str, why: str) -> typing.NoReturn:
-        """Raises ValueError for an option behind the question mark, pointing at it."""
+        """Raises ValueError for an option after the question mark, and shows its place."""
         text = self._text
         at = text.find("?") + 1
         while not text.startswith(f"{option}=", at):
@@ -185,7 +185,7 @@ class Bind(tuple["str | None", "int | str | None", int, str, "_Target", "int | N
 
     @property
     def url(self) -> str:
-        """The form that is the same for all binds that mean the same, and reads back as one of them."""
+        """The canonical form: the same for all binds that are equal, and itself one of them."""
         scheme, options = self.scheme, "&".join(f"{key}={_quoted(value)}" for key, value in sorted(self._pairs))
         if scheme == "unix":
             url = unix_url(str(self._target))

@@ -50,19 +50,19 @@ class ListenError(OSError):
 
     step: str = "listen"
     """The call that failed: ``getaddrinfo``, ``socket``, ``setsockopt``, ``bind``, ``listen``, ``getsockname``,
-    ``getsockopt``; for the path of a unix socket also ``connect``, which finds out whether a server has it, ``chown``,
+    ``getsockopt``; for the path of a unix socket also ``connect``, which finds out whether a server uses it, ``chown``,
     ``chmod``, and ``rename``, by which a takeover gets it; for inherited sockets ``adopt`` or ``from_systemd``;
     ``import`` where a module that the bind needs could not be loaded: see `preload`."""
 
     address: tuple[str, int] | tuple[str, int, int, int] | str = ""
-    """What it failed on: an address as `Listener.address` has it; for ``getaddrinfo``, and for a
-    range of ports that are all in use, the bind as it was given; what is inherited is ``fd://3``, ``systemd:name``."""
+    """What the call failed on: an address as in `Listener.address`; for ``getaddrinfo``, and for a range of ports that
+    are all in use, the bind as it was given; for an inherited socket ``fd://3`` or ``systemd:name``."""
 
     _path = ""
-    """Where a relative path led when it failed: the process may go elsewhere before anybody asks."""
+    """A relative path in absolute form: the process may change its directory before the error is read."""
 
     option: tuple[str, object] | None = None
-    """The option that it has to do with, and what it was to be; None where there is none."""
+    """The option that failed, with the value that was asked for; None if it is not about an option."""
 
     _named: tuple[str | None, int | str | None] | None = None
     """Of getaddrinfo: the host and the port that it was asked for."""
@@ -72,7 +72,7 @@ class ListenError(OSError):
 
     @cached_property
     def hint(self) -> str:
-        """What to do about it, in one line; empty where nothing is known that the system's text does not say."""
+        """What to do about it, in one line; empty if there is nothing to add to the system's text."""
         try:
             from ._diagnosis.hints import hint_for
 
@@ -102,32 +102,32 @@ class AddressInUseError(ListenError):
     _bind = ""
     """The bind that failed."""
     _interface = ""
-    """The interface that its socket was for."""
+    """The interface that its socket was bound to."""
     _takes_both = False
-    """Was it an IPv6 socket that takes IPv4 too?"""
+    """Whether it was an IPv6 socket that also accepts IPv4."""
     _own: tuple[tuple[str, tuple[str, int] | tuple[str, int, int, int] | str, str, bool, bool], ...] = ()
     """What else the call had opened, which is closed by the time that the error is read: `_diagnosis.holders.Own`."""
 
     @property
     def holders(self) -> list[_holders.Holder]:
-        """The processes whose sockets are in the way, this one included, as far as the system tells. Looked up when
-        first read. See `harken.holders`."""
+        """The processes whose sockets conflict, this one included, as far as the system reports them. Looked up
+        when first read. See `harken.holders`."""
         return self._finding.holders
 
     @property
     def cause(self) -> str:
-        """Why the address cannot be had. Looked up when first read.
+        """Why the address is in use. Looked up when first read.
 
-        ``twice``      two binds of the same call of listen() or bind() want it
+        ``twice``      two binds of the same call of listen() or bind() name it
         ``listener``   another socket listens on it
-        ``wildcard``   a socket has a wildcard that includes it, or an address that this wildcard includes
-        ``v6only``     an IPv6 socket that also accepts IPv4 has it, or this one is such a socket
+        ``wildcard``   a socket is bound to a wildcard that includes it, or to an address that this one includes
+        ``v6only``     an IPv6 socket that also accepts IPv4 is bound to it, or this one is such a socket
         ``inherited``  a child process has the socket, inherited from its parent
         ``bound``      a socket is bound to it and does not listen
-        ``time-wait``  only connections that are being closed have it
-        ``hidden``     a process has it that this one may not look into
+        ``time-wait``  only connections in TIME_WAIT are left there
+        ``hidden``     a process that this user cannot inspect holds it
         ``excluded``   Windows reserves the port
-        ``unknown``    no process is seen to have it, or the system does not tell
+        ``unknown``    no process is found that holds it, or the system does not report it
         """
         return self._finding.cause
 

@@ -77,7 +77,7 @@ class Listener(Socket):
 
     @property
     def backlog(self) -> int | None:
-        """How many connections may wait, as the system granted it; None where it does not tell (macOS, Windows)."""
+        """How many connections may wait, as the system granted; None where it does not report it (macOS, Windows)."""
         if given_by(self):
             return self._was[2]
         self._must_be_open()

@@ -36,10 +36,10 @@ NO_TABLE = "who has an address cannot be told here without psutil: pip install '
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that has an address, or a socket whose process cannot be told."""
+    """A process that holds an address, or a socket whose process is unknown."""
 
     pid: int | None
-    """None where the process may not be looked into, or there is none, as for ``time-wait``."""
+    """None if this user cannot inspect the process, or there is none, as for ``time-wait``."""
     name: str
     """The program's, as the system has it; empty without a pid."""
     user: str | None
@@ -59,15 +59,15 @@ Holder.__module__ = "harken"
 
 
 def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]:
-    """Lists the processes that have this address: a bind as `harken.listen` reads it, an address as ``getsockname()``
+    """Lists the processes that hold an address: a bind as `harken.listen` reads it, an address as ``getsockname()``
     returns it, or the path of a unix socket (``/run/app.sock``, ``unix:/run/app.sock``, ``@abstract``).
 
     A wildcard, in ``bind`` or of a socket, matches each of its addresses. Sockets bound to another interface than that
     of the bind (``:8080?interface=eth0``) are left out. Listening sockets come first. A process is listed once for each
-    address and state, however many connections it has; with ``pid=None`` if this process may not look into it.
+    address and state, however many connections it has; with ``pid=None`` if this user cannot inspect it.
 
-    Raises ValueError for an invalid bind, and OSError if the system cannot tell (it is not Linux, and psutil is
-    missing) or a name has no address.
+    Raises ValueError for an invalid bind, and OSError if the system does not report holders (it is not Linux, and psutil
+    is missing) or a name has no address.
     """
     wanted = _wanted(bind)
     found = (

@@ -192,7 +192,7 @@ async def create_server(
     queue of a socket that listens.
 
     ``reuse_port`` joins the sockets of other processes on the same port, as in asyncio. ``reuse_address``: SO_REUSEADDR
-    is on on POSIX and never on Windows; False is `exclusive`. From ``ipv6_only`` on the options are those of
+    is set on POSIX and never on Windows; False is `exclusive`. From ``ipv6_only`` on the options are those of
     `harken.listen`.
 
     ``limit``: how many connections may be open at once; further clients wait in the queue. ``max_open`` is the same: it
@@ -202,7 +202,7 @@ async def create_server(
     What may wait, such as making the path of a unix socket, runs in a thread; ``configure`` may be called there.
 
     Raises ValueError or TypeError for invalid arguments, and ListenError, which is an OSError, if an address cannot be
-    had; nothing stays open then.
+    opened; nothing stays open then.
     """
     given = locals()
     _refuse(kwds, create_server, "create_server()")
