@@ -66,8 +66,8 @@ def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]
     of the bind (``:8080?interface=eth0``) are left out. Listening sockets come first. A process is listed once for each
     address and state, however many connections it has; with ``pid=None`` if this user cannot inspect it.
 
-    Raises ValueError for an invalid bind, and OSError if the system does not report holders (it is not Linux, and psutil
-    is missing) or a name has no address.
+    Raises ValueError for an invalid bind, and OSError if the system does not report holders (it is not Linux, and
+    psutil is missing) or a name has no address.
     """
     wanted = _wanted(bind)
     found = (
