@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import select
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import pytest
 from wire import CHILD_ENVIRONMENT
 
@@ -121,9 +123,13 @@ def interpreter(program: str) -> list[str]:
 
 def in_namespace(command: list[str], setup: str = "") -> list[str]:
     """The same command in a network with only a loopback, after the shell has run ``setup`` there."""
+    check_namespaces()
+    return [*_unshare(), "sh", "-ec", f'ip link set lo up\n{setup}\nexec "$@"', "sh", *command]
+
+
+def check_namespaces() -> None:
     if not _can_unshare():
         pytest.skip("network namespaces cannot be made here (needs Linux, unshare, ip and the right to use them)")
-    return [*_unshare(), "sh", "-ec", f'ip link set lo up\n{setup}\nexec "$@"', "sh", *command]
 
 
 def _unshare() -> list[str]:
@@ -141,12 +147,24 @@ def _can_unshare() -> bool:
 def run(program: str, *, namespace: bool = False, setup: str = "") -> dict[str, Any]:
     """Runs a program to its end, and gives all that it told. ``namespace``: in a network with only a loopback, which
     the shell commands of ``setup`` may change."""
-    command = in_namespace(interpreter(program), setup) if namespace or setup else interpreter(program)
-    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False)
-    assert child.returncode == 0, child.stderr
-    assert child.stderr == ""
+    source = PREAMBLE + textwrap.dedent(program)
+    alone = namespace or bool(setup)
+    if alone:
+        check_namespaces()
+    # A setup that itself starts what comes after it needs something to start.
+    forked = None if '"$@"' in setup else forkserver.start(source, setup=setup if alone else None)
+    if forked:
+        code, out, err = forkserver.ended(forked, 50)
+    else:
+        command = in_namespace(interpreter(program), setup) if alone else interpreter(program)
+        child = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False
+        )
+        code, out, err = child.returncode, child.stdout, child.stderr
+    assert code == 0, err
+    assert err == ""
     told: dict[str, Any] = {}
-    for line in child.stdout.splitlines():
+    for line in out.splitlines():
         told |= json.loads(line)
     return told
 
@@ -154,12 +172,8 @@ def run(program: str, *, namespace: bool = False, setup: str = "") -> dict[str, 
 @contextmanager
 def running(program: str, *, session: bool = False) -> Iterator[dict[str, Any]]:
     """Runs a program that waits, and gives what it told first, with its ``pid``. ``session``: it leads one."""
-    child = subprocess.Popen(
-        interpreter(program),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=session,
+    child = forkserver.start(PREAMBLE + textwrap.dedent(program), session=session, waits=True) or subprocess.Popen(
+        interpreter(program), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=session
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -169,6 +183,19 @@ def running(program: str, *, session: bool = False) -> Iterator[dict[str, Any]]:
         child.stdin.close()
         child.stdout.close()
         child.wait(30)
+
+
+def has_ended(pid: int) -> None:
+    """Waits for the end of a process, whosever child it is."""
+    if not hasattr(os, "pidfd_open"):  # where the fork server does not run either, so that it is a child of ours
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined,unused-ignore]
+        return
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            assert select.select([pidfd], [], [], 30)[0], "it has not ended"
+        finally:
+            os.close(pidfd)
 
 
 def on_terminal(arguments: list[str], columns: int = 80) -> tuple[int, str]:

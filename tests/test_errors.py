@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import harken
-from children import NOBODY, REFUSE_FAMILY, needs_root, needs_seccomp, needs_table, run, running, server
+from children import NOBODY, REFUSE_FAMILY, has_ended, needs_root, needs_seccomp, needs_table, run, running, server
 from harken import Holder
 from harken.__main__ import main
 from harken._diagnosis import hints as _hints
@@ -172,7 +172,7 @@ HAND_ON = """
 def test_a_child_that_outlived_its_parent_is_the_cause() -> None:
     """It ends with the test, as its standard input does."""
     with running(HAND_ON + "    os._exit(0)\n", session=True) as parent:
-        os.waitid(os.P_PID, parent["pid"], os.WEXITED | os.WNOWAIT)
+        has_ended(parent["pid"])
         error = failing(f"127.0.0.1:{parent['port']}")
         assert (error.cause, [holder.pid for holder in error.holders]) == ("inherited", [parent["child"]])
         assert f"pid {parent['child']}" in error.hint

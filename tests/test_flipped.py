@@ -168,14 +168,15 @@ def held_up(thief: Path, engine: str, take: str, then: str) -> None:
 @posix_only
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_another_process_changes_the_mode_in_a_loop(engine: str, family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", ["0.2", pytest.param("1", marks=pytest.mark.proof)])
+def test_another_process_changes_the_mode_in_a_loop(engine: str, family: str, seconds: str, tmp_path: Path) -> None:
     """A real one, in a loop, that takes connections now and then. See flipped.py, which runs longer by hand."""
     if reason := forbidden(engine):
         pytest.skip(f"no {engine} here: {reason}")
     bind = "127.0.0.1:0" if family == "tcp" else f"unix:{tmp_path}/s"
     program = Path(__file__).with_name("flipped.py")
     child = subprocess.run(
-        [sys.executable, *QUIET, program, "1", engine, bind],
+        [sys.executable, *QUIET, program, seconds, engine, bind],
         env=CHILD_ENVIRONMENT | {"PYTHONWARNINGS": "ignore::ResourceWarning"},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

@@ -280,7 +280,9 @@ asyncio.run(main())
 
 
 @posix_only
-@pytest.mark.parametrize("left", ["", *MESSES.values()], ids=["all closed", *MESSES])
+@pytest.mark.parametrize(
+    "left", ["", *(pytest.param(one, marks=pytest.mark.proof) for one in MESSES.values())], ids=["all closed", *MESSES]
+)
 def test_python_may_be_ended_and_started_again(left: str, again: Path) -> None:
     if any(word in left for word in ("raise RuntimeError", "thread", "subprocess")):
         pytest.skip("Python does not come to its end, or is not what sys.executable says")

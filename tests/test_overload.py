@@ -358,11 +358,12 @@ def drivers(engine: str) -> list[str]:
 @posix_only
 @pytest.mark.parametrize(("engine", "driver"), [(name, driver) for name in NAMES for driver in drivers(name)])
 @pytest.mark.parametrize("policy", ["pause", "shed", "ask"])
-def test_running_out_of_descriptors(engine: str, driver: str, policy: str) -> None:
+@pytest.mark.parametrize("window", [0.4, pytest.param(2, marks=pytest.mark.proof)])
+def test_running_out_of_descriptors(engine: str, driver: str, policy: str, window: float) -> None:
     if forbidden(engine):
         pytest.skip(f"no {engine} here: {forbidden(engine)}")
     child = subprocess.Popen(
-        [sys.executable, "-c", STARVED, engine, policy, driver, "2"],
+        [sys.executable, "-c", STARVED, engine, policy, driver, str(window)],
         env=CHILD_ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stdin is not None
@@ -375,7 +376,7 @@ def test_running_out_of_descriptors(engine: str, driver: str, policy: str) -> No
     with ending(child), clients(("127.0.0.1", int(child.stdout.readline())), 150) as connected:
         go()
         told = json.loads(child.stdout.readline())
-        assert told["cpu"] < 0.02
+        assert told["cpu"] * window < 0.04  # one that spins takes the whole of it
         assert len(told["lines"]) <= 10
         assert 60 < told["held"] < 100
         assert set(map(int, told["failed"])) == {errno.EMFILE}
@@ -391,7 +392,7 @@ def test_running_out_of_descriptors(engine: str, driver: str, policy: str) -> No
         assert any("turned away" in line for line in told["lines"])
     else:
         assert accepted == 150
-        assert told["paused"] > 1.9
+        assert told["paused"] > 0.95 * window
         assert told["shed"] == 0
         assert len(told["lines"] if policy == "pause" else told["asked"]) > 0
         assert (told["lines"] == []) == (policy == "ask")

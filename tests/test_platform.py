@@ -98,8 +98,9 @@ class TestOnThisSystem:
         assert last_line(build(compiler, "flow.c", tmp_path / "flow", *flags)) == "ok"
 
     @pytest.mark.parametrize("compiler", COMPILERS)
-    def test_the_engines_keep_their_contract(self, compiler: str, tmp_path: Path) -> None:
-        assert last_line(build(compiler, "engine.c", tmp_path / "engine", "-O2")) == "ok"
+    @pytest.mark.parametrize("optimised", ["-O0", pytest.param("-O2", marks=pytest.mark.proof)])
+    def test_the_engines_keep_their_contract(self, compiler: str, optimised: str, tmp_path: Path) -> None:
+        assert last_line(build(compiler, "engine.c", tmp_path / "engine", optimised)) == "ok"
 
     @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
@@ -120,8 +121,9 @@ class TestOnThisSystem:
             raise
 
     @pytest.mark.parametrize("compiler", COMPILERS)
-    def test_the_engines_take_the_same_batches(self, compiler: str, tmp_path: Path) -> None:
-        self.run_engines(build(compiler, "batches.c", tmp_path / "batches", "-O2"))
+    @pytest.mark.parametrize("optimised", ["-O0", pytest.param("-O2", marks=pytest.mark.proof)])
+    def test_the_engines_take_the_same_batches(self, compiler: str, optimised: str, tmp_path: Path) -> None:
+        self.run_engines(build(compiler, "batches.c", tmp_path / "batches", optimised))
 
     @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)

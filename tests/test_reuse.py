@@ -293,7 +293,7 @@ RACE = """
 import os, socket, sys
 from collections import Counter
 import harken
-PROCESSES, ROUNDS, call, options = 6, 50, getattr(harken, sys.argv[1]), eval(sys.argv[2])
+PROCESSES, ROUNDS, call, options = 6, int(sys.argv[3]), getattr(harken, sys.argv[1]), eval(sys.argv[2])
 with harken.bind("127.0.0.1:0") as free:
     port = free.port
 results_in, results_out = os.pipe()
@@ -337,7 +337,10 @@ assert winners == {1: ROUNDS}, winners
 """
 
 
+@pytest.mark.parametrize("rounds", [8, pytest.param(50, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("options", [{}, {"reuse_port": True}])
 @pytest.mark.parametrize("call", ["listen", "bind"])
-def test_of_several_that_start_at_the_same_moment_one_has_the_port(call: str, options: dict[str, Any]) -> None:
-    python(RACE, call, options)
+def test_of_several_that_start_at_the_same_moment_one_has_the_port(
+    call: str, options: dict[str, Any], rounds: int
+) -> None:
+    python(RACE, call, options, rounds)

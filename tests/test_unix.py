@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 import harken
-from children import NOBODY, PREAMBLE, needs_root, run, running
+from children import NOBODY, PREAMBLE, has_ended, needs_root, run, running
 from harken import _unix
 from harken._unix import UnixListener, open_unix
 from machine import LINUX, linux_only, posix_only, windows_only, wine_lacks
@@ -221,7 +221,7 @@ class TestStale:
     def test_so_is_what_a_killed_one_left(self, path: str) -> None:
         program = f"import harken; kept = harken.listen({'unix:' + path!r}); tell(); os.kill(os.getpid(), 9)"
         with running(program) as child:
-            os.waitid(os.P_PID, child["pid"], os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined,unused-ignore]
+            has_ended(child["pid"])
             assert folder_of(path) == ["a.sock"]
             with harken.listen(f"unix:{path}") as (listener,):
                 assert answers(path, listener)
