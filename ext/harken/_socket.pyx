@@ -365,8 +365,8 @@ cdef class Socket:
     def listen(self, backlog=None):
         """listen(2): from now on the system accepts connections, ``backlog`` of which may wait to be taken.
 
-        None means the backlog of `harken.bind`, or else the most that the system grants: on Linux net.core.somaxconn, on
-        Windows SOMAXCONN. On Windows a number above 200 is passed as SOMAXCONN_HINT, which the standard library cannot
+        None means the backlog of `harken.bind`, or else the most that the system grants: net.core.somaxconn on Linux,
+        SOMAXCONN on Windows. There a number above 200 is passed as SOMAXCONN_HINT, which the standard library cannot
         do. Raises ValueError for a negative number, OverflowError for one that is too large for C.
         """
         cdef int error, wished = self.wished
