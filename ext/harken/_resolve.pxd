@@ -7,6 +7,8 @@ cdef class AddrInfoEntry:
     cdef net_address_t address  # a copy: an entry outlives the list it came from
     cdef net_length_t length
 
+    cdef tuple five(self)
+
 
 cdef struct found_t:
     # What getaddrinfo() found; all zeros is nothing.

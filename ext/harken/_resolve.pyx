@@ -31,6 +31,10 @@ cdef class AddrInfoEntry:
     (they take the whole entry too), ``canonname`` is empty unless AI_CANONNAME asked for it.
     """
 
+    cdef tuple five(self):
+        """As the standard library has it."""
+        return self.family, self.type, self.proto, self.name or "", decode(&self.address.any, self.length)
+
     @property
     def canonname(self):
         """The canonical name of the host, if AI_CANONNAME asked for it; else empty."""
@@ -42,21 +46,21 @@ cdef class AddrInfoEntry:
         return decode(&self.address.any, self.length)
 
     def __iter__(self):
-        return iter((self.family, self.type, self.proto, self.canonname, self.sockaddr))
+        return iter(self.five())
 
     def __len__(self):
         return 5
 
     def __getitem__(self, index):
-        return tuple(self)[index]
+        return self.five()[index]
 
     def __eq__(self, other):
-        if isinstance(other, (tuple, AddrInfoEntry)):
-            return tuple(self) == tuple(other)
-        return NotImplemented
+        if isinstance(other, AddrInfoEntry):
+            return self.five() == (<AddrInfoEntry>other).five()
+        return self.five() == tuple(other) if isinstance(other, tuple) else NotImplemented
 
     def __hash__(self):
-        return hash(tuple(self))
+        return hash(self.five())
 
     def __repr__(self):
         return (
