@@ -18,8 +18,8 @@ HEADINGS = ("VERDICT", "ADDRESS", "BIND", "BACKLOG", "CAUSE", "HELD BY")
 
 
 def run(binds: Sequence[str], as_json: bool, out: TextIO) -> int:
-    """Prints what would become of each address. 0: all could be opened; 1: one could not; 2: a bind cannot be read, and
-    nothing is printed of the others, as nothing would be opened; 3: of one it cannot be told."""
+    """Prints what listen() would do with each address. Returns 0: all could be opened; 1: one could not; 2: a bind is
+    invalid, and nothing is printed of the others, as nothing would be opened; 3: one is undetermined."""
     try:
         rows = foresee(binds)
     except ValueError as error:
@@ -51,7 +51,7 @@ def _facts(row: Foreseen) -> dict[str, object]:
 
 
 def _columns(row: Foreseen) -> tuple[str, ...]:
-    """With three more than there are headings: what people get as lines."""
+    """The columns, with three that have no heading: people get those as lines."""
     backlog = "-" if row.backlog is None else str(row.backlog)
     where = shown(row.address) if isinstance(row.address, str) else url_of(row.address).removeprefix("tcp://")
     error = row.error.strerror or "" if row.error else ""
@@ -69,6 +69,6 @@ def _short(holders: Iterable[Holder]) -> str:
 
 
 def _lines(row: Foreseen) -> list[str]:
-    """What to do about it, or at least what the system would say, and what else there is to know."""
+    """The hint, or at least the system's text, and the remark."""
     found = [f"hint: {row.hint}" if row.hint else row.error.strerror or "" if row.error else "", row.note]
     return [printable(line) for line in found if line]

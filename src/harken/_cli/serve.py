@@ -26,9 +26,9 @@ from .._socket import Socket
 from .._stats import queue
 
 DEFAULT_BINDS = ("127.0.0.1:27015", "[::1]:27015")
-PAUSE = 0.1  # seconds, when accept() fails because something has run out
-PATIENCE = 0.5  # seconds at the end, for what was told and not written yet
-MOST_WAITING = 100  # lines that nobody has read yet, from where on figures are left out
+PAUSE = 0.1  # seconds to wait when accept() fails for lack of resources
+PATIENCE = 0.5  # seconds at the end for lines that are not written yet
+MOST_WAITING = 100  # lines that nobody has read; with more, figures are left out
 
 
 def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
@@ -38,7 +38,7 @@ def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
     try:
         return listen(*DEFAULT_BINDS, backlog=backlog)
     except ListenError as error:
-        # A machine without IPv6 still has its IPv4 loopback. Any other failure is the user's to know.
+        # A machine without IPv6 still has its IPv4 loopback. Any other failure is reported.
         if error.address[0] != "::1" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
         try:
@@ -48,29 +48,29 @@ def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
 
 
 class Output:
-    """Writes texts in a thread of its own, in their order. To put one never waits."""
+    """Writes texts in a thread of its own, in their order. put() never waits."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
-        self._over = False  # nobody can be written to any more, or nothing more is to come
+        self._over = False  # writing has failed, or nothing more will be written
         self._handle: int | None = None
         with suppress(OSError, ValueError):
-            # Not by the object, whose lock the thread would have when Python ends, and wants to flush it.
+            # Not through the object: the thread might hold its lock when Python ends and flushes it.
             self._handle = out.fileno()
         self._thread = threading.Thread(target=self._write_all, name="harken.output", daemon=True)
         self._thread.start()
 
     def put(self, text: str, most_waiting: int | None = None) -> None:
-        """``most_waiting``: where more are waiting already, this text is left out."""
+        """``most_waiting``: if more are waiting already, this text is left out."""
         with self._changed:
             if not self._over and (most_waiting is None or len(self._waiting) <= most_waiting):
                 self._waiting.append(text)
                 self._changed.notify()
 
     def close(self) -> None:
-        """Gives the thread a moment for what is not written yet; the rest is lost."""
+        """Waits a moment for what is not written yet; the rest is lost."""
         with self._changed:
             self._over = True
             self._changed.notify()
@@ -85,7 +85,7 @@ class Output:
                 text = self._waiting.popleft()
             try:
                 self._write(text)
-            except (OSError, ValueError):  # whoever read it has left, the clients have not; or the disk is full
+            except (OSError, ValueError):  # the reader has gone, or the disk is full: serve on
                 with self._changed:
                     self._over = True
                     self._waiting.clear()
@@ -99,12 +99,12 @@ class Output:
         while rest:
             try:
                 rest = rest[os.write(self._handle, rest) :]
-            except BlockingIOError:  # somebody who has this pipe, too, has made it non-blocking
+            except BlockingIOError:  # another process that has this pipe has made it non-blocking
                 time.sleep(0.01)
 
 
 class Report:
-    """What the server tells: a line that is rewritten on a terminal, whole lines elsewhere, or JSON."""
+    """The server's output: a line that is rewritten on a terminal, whole lines elsewhere, or JSON."""
 
     def __init__(self, out: TextIO, as_json: bool, every: float) -> None:
         self._out = Output(out)
@@ -130,12 +130,12 @@ class Report:
         self._seldom("trouble", f"{listener}: {error.strerror}; trying again", url=str(listener), error=error.strerror)
 
     def failed(self, _: object, context: dict[str, Any]) -> None:
-        """For the loop, whose own handler would write to stderr, and wait."""
+        """The loop's exception handler: its own would write to stderr, and so might wait."""
         text = f"{context['message']}: {context.get('exception')!r}"
         self._seldom("error", text, error=text)
 
     def _seldom(self, event: str, text: str, **facts: Any) -> None:
-        # What fails ten times a second is worth a line in each period.
+        # A failure that repeats ten times a second gets one line in each period.
         if time.monotonic() < self._trouble_at:
             return
         self._trouble_at = time.monotonic() + self.every
@@ -250,7 +250,7 @@ class Server:
     def _adopted(self, task: asyncio.Task[object]) -> None:
         self._adopting.discard(task)
         if not task.cancelled():
-            task.exception()  # a client that is gone already is nobody's failure
+            task.exception()  # the client has gone already, which is no failure
 
     async def _tell(self) -> None:
         accepted, at = 0, time.monotonic()
@@ -266,7 +266,7 @@ class Server:
 
 
 class Echo(asyncio.Protocol):
-    """Sends back what comes. A client that does not read is not read from either."""
+    """Sends back what it receives. From a client that does not read, it does not read either."""
 
     transport: asyncio.Transport
 

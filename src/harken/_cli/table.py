@@ -9,15 +9,15 @@ from typing import TextIO
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
-    """Aligned and cut to the width of a terminal, with headings; elsewhere whole, with tabs, for other programs."""
+    """On a terminal aligned and cut to its width, with headings; elsewhere whole, with tabs, for other programs."""
     print_table_with_lines(headings, [(row, ()) for row in rows], out)
 
 
 def print_table_with_lines(
     headings: Sequence[str], rows: Sequence[tuple[Sequence[str], Iterable[str]]], out: TextIO
 ) -> None:
-    """Like `print_table`, with lines under each row, which are wrapped. Only a person gets headings and lines, and of a
-    row as much as has a heading: another program gets the whole rows."""
+    """Like `print_table`, with lines under each row, which are wrapped. Headings and lines, and only the columns with a
+    heading, are for a terminal: another program gets whole rows."""
     if not out.isatty():
         for row, _ in rows:
             print("\t".join(row), file=out)

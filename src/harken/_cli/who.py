@@ -1,4 +1,4 @@
-"""``python -m harken who``: who has an address."""
+"""``python -m harken who``: which processes hold an address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADINGS = ("PID", "USER", "STATE", "ADDRESS", "NAME", "COMMAND")
 
 
 def run(binds: Sequence[str], as_json: bool, out: TextIO) -> int:
-    """Prints who has what. 0: somebody has one of them; 1: nobody; 2: a bind cannot be read; 3: it cannot be told."""
+    """Prints the holders. Returns 0: a process holds one; 1: none does; 2: a bind is invalid; 3: it is undetermined."""
     found: dict[Holder, None] = {}
     for bind in binds:
         try:

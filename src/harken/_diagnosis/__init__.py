@@ -1,1 +1,1 @@
-"""What is found out for errors and for the command line. The rest of harken imports it only when an error asks."""
+"""Explanations for errors and for the command line. The rest of harken imports this only when an error needs it."""

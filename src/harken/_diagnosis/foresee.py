@@ -1,15 +1,15 @@
-"""What `harken.listen` would come to, found out by doing all of it but listen(2), and undoing it at once.
+"""Predicts what `harken.listen` would do, by doing all of it except listen(2), and undoing it at once.
 
-What leaves no trace is done for real, by the code that listen() itself runs: TCP and vsock addresses and abstract names
-are bound, bind after bind, and stay so until the last one is judged, so that binds which collide with each other do so
-here too. The kernel decides, and nothing imitates it. For that instant the addresses are ours; nobody can connect, and
-on Linux no other server is disturbed, as what is bound with SO_REUSEADDR and does not listen is in nobody's way.
+Whatever leaves no trace is done for real, by the code of listen() itself: TCP and vsock addresses and abstract names are
+bound, bind after bind, and stay bound until the last one is judged, so that binds which conflict with each other do so
+here too. The kernel decides, and nothing imitates it. For that instant the addresses are in use and nobody can connect; on
+Linux no other server is disturbed, as a socket that has SO_REUSEADDR and does not listen conflicts with none.
 
-Paths of unix sockets and inherited sockets would be changed by that. There the questions are asked which listen() asks
-first, and the rest is tried on a file without a name in the same folder.
+Paths of unix sockets and inherited sockets would be changed by that. For these the checks that listen() makes first are
+made, and the rest is tried on a file without a name in the same folder.
 
-listen(2) can be refused where bind(2) was not: when, of several sockets that have one port, another one listens first.
-Between the binds of one call that is foretold; another process may still be quicker.
+listen(2) can fail where bind(2) did not: when another of several sockets that are bound to one port listens first. Between
+the binds of one call this is predicted; another process may still be quicker.
 """
 
 from __future__ import annotations
@@ -56,28 +56,28 @@ if TYPE_CHECKING:
     from .holders import Holder
 
 GOOD = ("free", "left behind", "passed on", "left out")
-"""Verdicts that are in nobody's way: it would be opened; a path is there whose server has gone, and would be replaced;
-an inherited socket is there, and would be taken over; the family is not there, and the bind's other addresses do."""
+"""Verdicts with which listen() succeeds: the address would be opened; the path that an ended server left would be
+replaced; the inherited socket would be taken over; the family is missing, and the bind's other addresses are not."""
 
 UNKNOWN = "cannot be told"
 
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What would become of one address of a bind."""
+    """What listen() would do with one address of a bind."""
 
     bind: str
     address: Address | str
-    """As an error has it; for a name without an address, and for a range of ports that are all in use, the bind."""
+    """As in an error; for a name without an address, and for a range of ports that are all in use, the bind."""
     verdict: str
     """One of `GOOD`; ``taken``, ``given twice``, ``forbidden``, ``not here``, ``unknown name``, ``not supported``,
     ``impossible``; or `UNKNOWN`."""
     backlog: int | None = None
-    """How many connections could wait; None where that is not told, and where nothing would be opened."""
+    """How many connections could wait; None if the system does not report it, and if nothing would be opened."""
     error: ListenError | None = None
-    """What would be raised; of a verdict that is `UNKNOWN`, what may be raised."""
+    """The error that would be raised; for the verdict `UNKNOWN`, that may be raised."""
     note: str = ""
-    """What else there is to know, in one line."""
+    """A remark, in one line."""
 
     @property
     def hint(self) -> str:
@@ -91,7 +91,7 @@ class Foreseen:
 
     @property
     def holders(self) -> list[Holder]:
-        """Who has it."""
+        """The processes that hold it."""
         return self.error.holders if isinstance(self.error, AddressInUseError) else []
 
 
@@ -123,16 +123,16 @@ def _plan(bind: Bind) -> Plan | ListenError:
 
 
 class Opened(NamedTuple):
-    """A socket that the call would have by then."""
+    """A socket that the call would have opened by then."""
 
     own: Own
     shares: bool | str
-    """With others of the same call: its reuse_port."""
+    """Its reuse_port: whether it shares the port with others of the same call."""
     inherited: bool = False
 
 
 class Trial:
-    """One call of listen(), bind after bind; what the earlier ones would have is in the way of the later."""
+    """One call of listen(), bind after bind; what the earlier binds would open conflicts with the later ones."""
 
     def __init__(self) -> None:
         self._sockets: list[tuple[Bind, Listener]] = []
@@ -147,7 +147,7 @@ class Trial:
         _close([sock for _, sock in self._sockets])
 
     def of(self, bind: Bind, plan: Plan) -> list[Foreseen]:
-        """What would become of each address of this bind."""
+        """What listen() would do with each address of this bind."""
         if bind.scheme in ("fd", "systemd"):
             return self._inherited(bind, plan)
         if bind.scheme == "unix":
@@ -226,7 +226,7 @@ class Trial:
     def _in_use(
         self, bind: Bind, plan: Plan, address: Any, error: ListenError, own: Sequence[Own] | None = None
     ) -> Foreseen:
-        """With what the error of listen() would know of the call's other sockets."""
+        """Records in the error what the error of listen() would know of the call's other sockets."""
         assert isinstance(error, AddressInUseError)
         record_conflicts(error, bind, plan.takes_both, plan.interface, None, self._sockets)
         if own is None:
@@ -236,8 +236,8 @@ class Trial:
         return Foreseen(str(bind), address, "given twice" if twice else "taken", error=error)
 
     def _will_listen_first(self, bind: Bind, plan: Plan, address: Any, sock: Listener) -> Own | None:
-        """Which socket of this call has the address, too, and listens before this one? On Linux bind(2) does not tell,
-        and listen(2) does; elsewhere bind(2) has told already."""
+        """The socket of this call that is bound to the same address and listens before this one. On Linux bind(2) does
+        not fail then, but listen(2) does; on other systems bind(2) has failed already."""
         if not JOINS_LATE or not isinstance(address, tuple) or not address[1] or bind.cid is not None:
             return None
         interface = interface_of(sock)
@@ -265,7 +265,7 @@ class Trial:
                 return self._in_use(bind, plan, path, reason)
             return Foreseen(text, path, "free", backlog, note=note)
         shown = _unix.shown(path)
-        if not os.path.isdir("/proc/self/fd"):  # the way to a path that is too long
+        if not os.path.isdir("/proc/self/fd"):  # through which a path that is too long is bound
             try:
                 _unix.must_fit(path)
             except OSError as reason:
@@ -364,7 +364,7 @@ def _refused(bind: str, address: Any, step: str, reason: OSError) -> Foreseen:
 
 
 def _error(number: int) -> OSError:
-    # Winsock's numbers, from 10000 on, have their texts elsewhere.
+    # os.strerror() has no texts for Winsock's numbers, which start at 10000.
     text_of: Callable[[int], str] = getattr(ctypes, "FormatError", os.strerror) if number >= 10000 else os.strerror
     return OSError(number, text_of(number))
 
@@ -380,13 +380,13 @@ def _close(sockets: Sequence[Listener]) -> None:
 
 
 def _queue(plan: Plan, sock: Listener | None = None) -> tuple[int | None, str]:
-    """How many connections could wait, and what to say about that, and of other options that would not be in force."""
+    """How many connections could wait, with a remark on that, and on other options that would not be in force."""
     granted, note = _granted(plan)
     return granted, _joined(note, *plan.shortfalls(sock).values())
 
 
 def _granted(plan: Plan) -> tuple[int | None, str]:
-    """How many connections could wait, as far as the system tells, and what to say about that."""
+    """How many connections could wait, as far as the system reports it, with a remark."""
     most, asked = setting("/proc/sys/net/core/somaxconn"), plan.asked("backlog")
     if not most.isdecimal():
         return None, ""
@@ -399,7 +399,7 @@ def _granted(plan: Plan) -> tuple[int | None, str]:
 
 
 def _lent(address: Any) -> str:
-    """What to know of a port that the system may give to connections that go out."""
+    """A remark on a port that the system may use for outgoing connections."""
     found = outgoing_ports(address[1]) if isinstance(address, tuple) and isinstance(address[0], str) else None
     if found is None:
         return ""
@@ -435,7 +435,7 @@ def _on_path(text: str, path: str, plan: Plan) -> Foreseen:
 
 
 def _not_made(text: str, path: str, full: str, there: os.stat_result | None, plan: Plan) -> Foreseen | None:
-    """What making the path, or replacing it, would raise; None when it can be done."""
+    """The error of making or replacing the path; None if it can be done."""
     folder = os.path.dirname(full)
     try:
         about = os.stat(folder)
@@ -457,8 +457,8 @@ _NO_SUCH_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
 def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
-    """Owner, group and mode as they would be given to the path, given to a file that has no name and so is never seen:
-    in that folder, where its file system has such files, else in memory. The step that fails, with its error."""
+    """Sets owner, group and mode on a file without a name, which nobody sees: in that folder if its file system has
+    such files, else in memory. Returns the step that fails, with its error."""
     unnamed: int | None = getattr(os, "O_TMPFILE", None)
     file: Descriptor | None = None
     try:
@@ -486,7 +486,7 @@ def _tried_on_a_file(folder: str, plan: Plan) -> tuple[str, OSError | None]:
     return "bind", None
 
 
-# Of Linux. The others, those of networks for one, have sockets, or are not known to have none.
+# On Linux. Other file systems, network file systems included, have sockets, or are not known to lack them.
 _NO_SOCKETS = frozenset(
     ("proc", "sysfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "mqueue", "vfat",
      "msdos", "exfat")
@@ -494,7 +494,7 @@ _NO_SOCKETS = frozenset(
 
 
 def _file_system(folder: str) -> str:
-    """The type of the file system that a folder is in, as mount(8) names it; empty where that cannot be told."""
+    """The type of the file system that a folder is in, as mount(8) names it; empty if it is unknown."""
     try:
         device = os.stat(folder).st_dev
         number = f"{os.major(device)}:{os.minor(device)}"  # type: ignore[attr-defined,unused-ignore]
@@ -515,7 +515,7 @@ def _is_read_only(folder: str) -> bool:
 
 
 def _place(path: str) -> str:
-    """The same for two ways to write one path."""
+    """A canonical form: the same for every way to write one path."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)
 

@@ -1,4 +1,4 @@
-"""What to do when a step fails: one line for the person who has to."""
+"""Hints: what to do when a step has failed, in one line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def hint_for(error: ListenError) -> str:
-    """One line, or nothing where the system's own text says it all."""
+    """One line; empty if there is nothing to add to the system's text."""
     if isinstance(error, AddressInUseError):
         joining = error.option == ("reuse_port", True) and error.cause == "listener"
         return _in_use(error) + (JOIN if joining else "")
     if isinstance(error, socket.gaierror):
         return _no_address(error)
     if isinstance(error, io.UnsupportedOperation):
-        return ""  # it says all
+        return ""  # the text of the error says it
     if error.option:
         return _option(*error.option, error.errno or 0)
     by_number = _BY_NUMBER.get(error.errno or 0)
@@ -99,7 +99,7 @@ def _in_use(error: AddressInUseError) -> str:
 
 
 def twice(bind: str, other: str) -> str:
-    """Of two binds of one call."""
+    """The hint for two binds of one call."""
     if bind == other:
         return f"{bind!r} is given twice in the same call, or names addresses that overlap: leave one of them out"
     return f"{other!r} and {bind!r} of the same call want the same address: leave one of them out"
@@ -118,7 +118,7 @@ def _closing(address: Address | str) -> str:
 
 
 def _given_to_connections(address: Address | str) -> str:
-    """That the system gives this port to connections that go out, where it does."""
+    """Says that the system uses this port for outgoing connections; empty if it does not."""
     if isinstance(address, str) or (lent := outgoing_ports(address[1])) is None:
         return ""
     return (
@@ -128,12 +128,12 @@ def _given_to_connections(address: Address | str) -> str:
 
 
 def is_winsock() -> bool:
-    """Is this Windows, whose words differ?"""
+    """Whether this is Windows, where the commands differ."""
     return hasattr(socket, "SO_EXCLUSIVEADDRUSE")
 
 
 def is_linux() -> bool:
-    """Is this Linux, with netlink, /proc and units of systemd?"""
+    """Whether this is Linux, with netlink, /proc and systemd's units."""
     return hasattr(socket, "AF_NETLINK")
 
 
@@ -149,7 +149,7 @@ def _nobody_seen(address: Address | str) -> str:
 
         try:
             socket_at(address, address)
-        except ListenError as error:  # whatever lies there, it is not for us to say that it may be removed
+        except ListenError as error:  # it is not a socket: never advise to remove it
             return f"{error.strerror}: choose another path"
         if is_live(address):
             return (
@@ -175,7 +175,7 @@ def _nobody_seen(address: Address | str) -> str:
     )
 
 
-# Who holds ports for others: by the name of the program, what to do instead of ending it. {port} is the one in the way.
+# Programs that hold ports for others, and what to do instead of ending them. {port} is the port that is in use.
 _FOR_OTHERS = {
     "systemd": "it holds the port for a unit: `systemctl list-sockets` (with --user for a user's own) shows which, and"
     " `systemctl stop NAME.socket` frees it",
@@ -196,7 +196,7 @@ _FOR_OTHERS = {
 
 
 def _way_out(found: list[Holder], address: Address | str) -> str:
-    """What to do about whoever has the address."""
+    """What to do about the processes that hold the address."""
     first = found[0]
     several = len({holder.pid for holder in found}) > 1
     if os.getpid() in [holder.pid for holder in found]:
@@ -235,7 +235,7 @@ def _unit(pid: int) -> tuple[str, bool] | None:
 
 
 def place(holder: Holder) -> str:
-    """Where its socket is, as a bind."""
+    """The address of its socket, as a bind."""
     text = shown(holder.address)
     if holder.interface is None or (len(holder.address) > 3 and holder.address[3]):
         return text
@@ -243,7 +243,7 @@ def place(holder: Holder) -> str:
 
 
 def people(found: list[Holder]) -> str:
-    """``python3 (pid 17, user www: python3 serve.py)``, and the others as shortly as can be."""
+    """``python3 (pid 17, user www: python3 serve.py)``, and the other processes in short."""
     first, *others = {holder.pid: holder for holder in found}.values()
     if first.pid is None:
         return f"a process of user {first.user}" if first.user else "a process that this user cannot inspect"
@@ -262,7 +262,7 @@ def people(found: list[Holder]) -> str:
 
 
 def printable(text: str) -> str:
-    """Command lines are other people's: no line ends and no commands to the terminal get through."""
+    """A foreign command line, safe to print: line ends and control sequences are escaped."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape", "replace").decode() for one in text)
 
 
@@ -271,7 +271,7 @@ def _is_any(address: Address | str) -> bool:
 
 
 def excluded_range(host: str, port: int) -> tuple[int, int] | None:
-    """The range of ports that Windows keeps for itself and this one is in; None elsewhere."""
+    """The range of ports reserved by Windows that contains this one; None if there is none."""
     command = shutil.which("netsh")
     if command is None:
         return None
@@ -286,7 +286,7 @@ def excluded_range(host: str, port: int) -> tuple[int, int] | None:
 
 
 def range_with(port: int, table: str) -> tuple[int, int] | None:
-    """The range with this port in what netsh prints, whatever its language: a line for each, first and last port."""
+    """The range that contains this port, in what netsh prints: a line with first and last port, in any language."""
     for first, last in re.findall(r"^\s*(\d+)\s+(\d+)", table, re.MULTILINE):
         if int(first) <= port <= int(last):
             return int(first), int(last)
@@ -348,7 +348,7 @@ def _forbidden_path(error: ListenError, path: str) -> str:
 
 
 def _forbidden_socket(path: str) -> str:
-    """A socket that this user may not write to, so that whoever has it cannot be asked."""
+    """The hint for a socket that this user may not connect to, so that it is unknown whether a server uses it."""
     from .holders import holders
 
     owner = _owner(path)
@@ -448,7 +448,7 @@ _OPTIMISTIC, _FAILED, _TENTATIVE = 0x04, 0x08, 0x40
 
 
 def _unready(address: Address) -> str:
-    """Of an IPv6 address that an interface has, and that cannot be bound yet, as it may be another machine's too."""
+    """The hint for an IPv6 address of this machine that duplicate address detection keeps from being bound."""
     packed, scope = _packed(str(address[0])), address[3] if len(address) > 3 else 0
     for one, index, flags in _flags_of_addresses() if len(packed) == 16 else ():
         if one != packed or scope not in (0, index):
@@ -471,7 +471,7 @@ def _unready(address: Address) -> str:
 
 
 def _flags_of_addresses() -> list[tuple[bytes, int, int]]:
-    """IPv6 addresses with their interfaces and flags; none where the system does not tell."""
+    """IPv6 addresses with their interfaces and flags; empty if the system does not report them."""
     found = []
     with contextlib.suppress(OSError, struct.error):
         for body in netlink.dump(netlink.ROUTE, 22, bytes([socket.AF_INET6, *bytes(7)])):  # RTM_GETADDR
@@ -498,7 +498,7 @@ def _packed(host: str) -> bytes:
 
 
 def _link_local(address: Address, mine: list[tuple[str, int]]) -> str:
-    """Of an address that each interface can have: whose it is, and which this one has."""
+    """The hint for a link-local address: which interface has it, and which addresses this interface has."""
     host, port = str(address[0]).partition("%")[0], address[1]
     scope = address[3] if len(address) > 3 else 0
     own = [index for one, index in mine if _packed(one) == _packed(host) and index]
@@ -544,7 +544,7 @@ _NO_IPV6_AT_ALL = "this system has no IPv6 at all (built or started without it)"
 
 
 def _why_no_family(host: str) -> str:
-    """Why there is no socket of the family of this address: the kernel has none, or a filter keeps it from us."""
+    """Why no socket of this address's family can be made: the kernel lacks it, or a filter denies it."""
     six = ":" in host
     name = "IPv6" if six else "IPv4"
     filtered = (
@@ -559,7 +559,7 @@ def _why_no_family(host: str) -> str:
 
 
 def _is_filtered() -> bool:
-    """Does a seccomp filter decide on this process's system calls?"""
+    """Whether a seccomp filter applies to this process."""
     if not HAS_PROC:
         return False
     with contextlib.suppress(OSError), open("/proc/self/status", errors="replace") as lines:
@@ -568,7 +568,7 @@ def _is_filtered() -> bool:
 
 
 def why_left_out(address: Address | str, error: OSError) -> OSError:
-    """For `Listeners.left_out`: the same error, whose text says why this machine has not the address."""
+    """For `Listeners.left_out`: the same error, with a text that says why this machine does not have the address."""
     if isinstance(address, str):
         return error
     host = str(address[0])
@@ -587,12 +587,12 @@ def why_left_out(address: Address | str, error: OSError) -> OSError:
 
 
 def local_addresses() -> list[str]:
-    """The addresses of this machine; none where it does not tell them."""
+    """The addresses of this machine; empty if they are unknown."""
     return [address for address, _ in _here()]
 
 
 def _here() -> list[tuple[str, int]]:
-    """The addresses of this machine, each with the number of its interface, or 0 where that is not told."""
+    """The addresses of this machine, each with the number of its interface, or 0 if that is unknown."""
     found = []
     with contextlib.suppress(OSError, struct.error):
         for body in netlink.dump(netlink.ROUTE, 22, bytes(8)):  # RTM_GETADDR
@@ -603,7 +603,7 @@ def _here() -> list[tuple[str, int]]:
                 found.append((socket.inet_ntop(family, packed), int.from_bytes(body[4:8], sys.byteorder)))
         return found
     if is_linux():
-        return _addresses_in_proc()  # by its own name Linux mostly knows one address of many
+        return _addresses_in_proc()  # the host name of a Linux machine mostly resolves to one address of many
     with contextlib.suppress(OSError):
         entries: Any = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
         told_by_name = [
@@ -624,7 +624,7 @@ def _loopbacks() -> list[tuple[str, int]]:
 
 
 def _addresses_in_proc() -> list[tuple[str, int]]:
-    """All of them, where netlink may not be asked; none where one of the two tables cannot be read."""
+    """All of them, if netlink is denied; empty if one of the two tables cannot be read."""
     try:
         with open("/proc/net/fib_trie") as lines:
             words = [line.split() for line in lines]
@@ -725,7 +725,7 @@ _BY_NUMBER = {
 
 
 def setting(path: str) -> str:
-    """A setting of the kernel; empty where there is none."""
+    """A setting of the kernel; empty if it cannot be read."""
     if not HAS_PROC:
         return ""
     try:
@@ -736,7 +736,7 @@ def setting(path: str) -> str:
 
 
 def outgoing_ports(port: int) -> tuple[int, int] | None:
-    """The range of ports that Linux gives to connections that go out, if this port is one of them."""
+    """The range of ports that Linux uses for outgoing connections, if this port is in it."""
     try:
         first, last = map(int, setting("/proc/sys/net/ipv4/ip_local_port_range").split())
     except ValueError:
@@ -745,7 +745,7 @@ def outgoing_ports(port: int) -> tuple[int, int] | None:
 
 
 def reserving(port: int) -> str:
-    """The command that keeps a port from them, and others that are kept already."""
+    """The command that reserves a port, beside those that are reserved already."""
     kept = setting("/proc/sys/net/ipv4/ip_local_reserved_ports")
     return f"sysctl -w net.ipv4.ip_local_reserved_ports={kept}{',' if kept else ''}{port}"
 
@@ -794,7 +794,7 @@ def _option(name: str, value: object, number: int) -> str:
 
 def _no_address(error: ListenError) -> str:
     code, named = error.errno, error._named
-    if named is None:  # made by somebody else, who has nothing but the text
+    if named is None:  # unpickled, or made elsewhere: only the text is known
         try:
             read = Bind(str(error.address))
             named = read.host, read.port

@@ -1,4 +1,4 @@
-"""Who has an address: which sockets stand in its way, and whose they are.
+"""Which processes hold an address: the sockets that conflict with it, and their owners.
 
 Three tables can tell of the sockets, and the first that this machine has is asked: the kernel of Linux over sock_diag,
 ``/proc/net``, psutil. From a socket to its processes Linux has no table; they are looked for in ``/proc/*/fd``.
@@ -41,18 +41,18 @@ class Holder:
     pid: int | None
     """None if this user cannot inspect the process, or there is none, as for ``time-wait``."""
     name: str
-    """The program's, as the system has it; empty without a pid."""
+    """The name of the program, as the system reports it; empty without a pid."""
     user: str | None
-    """The name of the user, or his number where he has no name. Without a pid it is the user who made the socket."""
+    """The name of the user, or the number of a user without one. Without a pid, the user who made the socket."""
     command: str
-    """The command line, as a shell would take it; empty where it cannot be told."""
+    """The command line, quoted for a shell; empty if it is unknown."""
     address: tuple[str, int] | tuple[str, int, int, int] | str
-    """What the socket is bound to, which may be a wildcard that stands for the address that was asked for."""
+    """The address that the socket is bound to, which may be a wildcard that includes the one that was asked for."""
     state: str
     """``listening``, ``bound`` (and neither listening nor connected), ``established``, ``time-wait`` and so on."""
     interface: str | None = None
     """The one interface that the socket is bound to (SO_BINDTODEVICE, or the scope of a link-local address); None for
-    all of them, and where it cannot be told."""
+    all of them, and if it is unknown."""
 
 
 Holder.__module__ = "harken"
@@ -80,7 +80,7 @@ def holders(bind: str | int | Bind | Address | os.PathLike[str]) -> list[Holder]
 
 
 class Finding(NamedTuple):
-    """Why an address cannot be had."""
+    """Why an address is in use."""
 
     cause: str
     holders: list[Holder]
@@ -90,7 +90,7 @@ class Finding(NamedTuple):
 
 def explain(address: Address | str, interface: str = "") -> Finding:
     """Why ``address``, which bind() or listen() has just refused on this interface or on all, is in use. Raises OSError
-    where nothing tells."""
+    if the system does not report it."""
     try:
         wanted = _wanted(address)
     except ValueError:
@@ -101,7 +101,7 @@ def explain(address: Address | str, interface: str = "") -> Finding:
         met = _met(*wanted, interface=interface)
     owners = Owners([held for _, held in met])
     met = [(relation, held) for relation, held in met if held not in owners.gone]
-    # The first that there is stands in the way. Bound or connected sockets may be harmless beside one that listens.
+    # In order of relevance: beside a socket that listens, bound or connected ones may be harmless.
     for state, abroad in (("listening", False), ("listening", True), ("bound", False), ("bound", True), ("", False)):
         group = [
             (relation, held)
@@ -114,7 +114,7 @@ def explain(address: Address | str, interface: str = "") -> Finding:
         closing = [held for relation, held in met if held.ownerless and relation not in _ABROAD]
         return Finding("time-wait" if closing else "unknown", owners.holders(closing))
     relations = {relation for relation, _ in group}
-    # A socket on the very address explains more than one beside it.
+    # A socket on exactly this address explains more than one on an overlapping address.
     group = [(relation, held) for relation, held in group if relation == "same" or "same" not in relations]
     sockets = [held for _, held in group]
     named = owners.holders(sockets)
@@ -140,8 +140,8 @@ class Own(NamedTuple):
     """Its name, or nothing."""
     takes_both: bool
     stands: bool
-    """Was it in the way of any other on its address? On Linux one that was bound with SO_REUSEADDR is not, before it
-    listens."""
+    """Whether it conflicts with any other socket on its address. On Linux one that was bound with SO_REUSEADDR does
+    not, until it listens."""
 
 
 def twin(address: Address | str, interface: str, takes_both: bool, own: Sequence[Own], *, standing: bool) -> str:
@@ -170,7 +170,7 @@ _Inet = tuple[str, int] | tuple[str, int, int, int]
 
 
 def _wanted(bind: str | int | Bind | Address | os.PathLike[str]) -> tuple[Sequence[_Inet], range] | str:
-    """The addresses and the ports that are asked for, or the path."""
+    """The addresses and ports in question, or the path."""
     if isinstance(bind, os.PathLike):
         return os.fspath(bind)
     if isinstance(bind, str) and bind.startswith(("/", "./", "../", "\0")):
@@ -208,7 +208,7 @@ def _addresses(entries: AddrInfo) -> list[_Inet]:
 
 
 def _interface_of(bind: object) -> str:
-    """The interface that a bind asks for."""
+    """The interface that a bind names."""
     if isinstance(bind, str):
         bind = Bind(bind)
     return bind.options.get("interface", "") if isinstance(bind, Bind) else ""
@@ -222,7 +222,7 @@ def _index(interface: str) -> int:
 
 
 def _met(hosts: Sequence[_Inet], ports: range, *, interface: str = "") -> list[tuple[str, Held]]:
-    """How each socket with one of the ports meets the first of the addresses that it meets."""
+    """For each socket with one of the ports, how it overlaps the first of the addresses that it overlaps."""
     packed, device = [(_packed(host[0]), host) for host in hosts], _index(interface)
     found = []
     for held in _on_ports(ports):
@@ -233,7 +233,7 @@ def _met(hosts: Sequence[_Inet], ports: range, *, interface: str = "") -> list[t
 
 
 def _packed(host: str) -> bytes:
-    """4 bytes for IPv4, also where IPv6 has it mapped, else 16; none for what is no address."""
+    """4 bytes for IPv4 and for IPv4-mapped IPv6, else 16; empty for what is not an address."""
     host = host.partition("%")[0]
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):
@@ -249,8 +249,8 @@ _RANK = {"listening": 0, "bound": 1, "established": 2}
 
 
 def _relation(ours: bytes, address: tuple[Any, ...], held: Held, device: int = 0) -> str:
-    """How a socket meets an address: ``same``, ``wildcard``, ``theirs``, ``ours``, or not at all. ``device`` is the
-    interface that the address is wanted on, 0 for all: sockets on two interfaces never meet."""
+    """How a socket overlaps an address: ``same``, ``wildcard``, ``theirs``, ``ours``, or not at all. ``device`` is the
+    interface of the address, 0 for all: sockets on two interfaces never overlap."""
     theirs = _packed(held.address[0])
     device, other = device or _scope(address), held.device or _scope(held.address)
     if device and other and device != other:
@@ -277,23 +277,23 @@ def _is_link_local(packed: bytes) -> bool:
 
 
 class Held(NamedTuple):
-    """A socket, as one of the tables has it."""
+    """A socket, as one of the tables lists it."""
 
     address: Any  # Address, or the path
     state: str
     inode: int
-    """What Linux calls the socket; 0 where the kernel keeps it without a process."""
+    """The number of the socket on Linux; 0 if it belongs to the kernel only."""
     uid: int | None
     pid: int | None = None
-    """Where the table tells it, as psutil does."""
+    """If the table has it, as psutil's does."""
     takes_both: bool = False
-    """An IPv6 socket that takes IPv4 too, as far as can be told."""
+    """Whether it is an IPv6 socket that also accepts IPv4, as far as is known."""
     device: int = 0
-    """The interface that it is bound to; 0 for all of them, as far as can be told."""
+    """The interface that it is bound to; 0 for all, as far as is known."""
 
     @property
     def ownerless(self) -> bool:
-        """Does no process have it, only the kernel?"""
+        """Whether it belongs to the kernel only, and to no process."""
         return not self.inode and self.pid is None
 
 
@@ -324,9 +324,9 @@ _DIAG_V6ONLY = 11
 
 
 def by_sock_diag(ports: range) -> list[Held]:
-    """From the kernel, in every state. Sockets that are bound and nothing more are told by Linux 6.8 and newer."""
+    """From the kernel, in every state. Linux 6.8 and newer also report sockets that are only bound."""
     found = []
-    one = struct.pack("!H", ports[0] if len(ports) == 1 else 0)  # the kernel leaves out others; 0: it leaves out none
+    one = struct.pack("!H", ports[0] if len(ports) == 1 else 0)  # the kernel filters by it; 0: no filter
     for family in (socket.AF_INET, socket.AF_INET6):
         request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + one + bytes(46)
         for body in netlink.dump(netlink.SOCK_DIAG, netlink.DIAG_BY_FAMILY, request):
@@ -343,14 +343,14 @@ def by_sock_diag(ports: range) -> list[Held]:
                 scope = device if _is_link_local(body[8:24]) else 0
                 address = (socket.inet_ntop(family, body[8:24]), port, 0, scope)
                 both = netlink.attributes(body[72:]).get(_DIAG_V6ONLY, b"\0") == b"\0"
-            # What no process has, as in TIME_WAIT, has user 0 here, which would be root.
+            # Sockets without a process, such as in TIME_WAIT, have user 0 here, which does not mean root.
             uid = uid if inode else None
             found.append(Held(address, _STATES.get(state, "unknown"), inode, uid, None, both, device))
     return found
 
 
 def by_proc(ports: range) -> list[Held]:
-    """From ``/proc/net``, where netlink is forbidden. Nothing there tells of sockets that are bound and no more."""
+    """From ``/proc/net``, if netlink is denied. It does not list sockets that are only bound."""
     found = []
     if os.readlink("/proc/self") != str(os.getpid()):
         raise OSError(errno.ENOENT, "/proc tells of others")  # as to a program for Windows under Wine
@@ -384,7 +384,7 @@ def by_psutil(ports: range) -> list[Held]:
     try:
         every = [(one.pid, one) for one in psutil.net_connections("tcp")]
     except psutil.AccessDenied:
-        every = []  # macOS gives each user only his own processes, one by one
+        every = []  # macOS shows each user only their own processes, one by one
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 every += [(process.pid, one) for one in process.net_connections("tcp")]
@@ -395,7 +395,7 @@ def by_psutil(ports: range) -> list[Held]:
         state = _PSUTIL_STATES.get(one.status) or one.status.lower().replace("_", "-").replace("wait1", "wait-1")
         six = one.family == socket.AF_INET6
         address = (one.laddr[0], port, 0, 0) if six else (one.laddr[0], port)
-        # 0 is nobody: on Windows what ends there, and what Wine has without knowing whose it is.
+        # 0 means no process: on Windows a socket that is being closed, under Wine one whose owner is unknown.
         found.append(Held(address, state, 0, None, None if state == "time-wait" else pid or None, six))
     return found
 
@@ -429,7 +429,7 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
         name = name if name.startswith("\0") else name.rstrip("\0")
         sure: bool | None = name == path
         given = name
-        # By what lies at the path, however its server wrote it; a socket whose path another one took has lost it.
+        # By the file at the path, however its server wrote it; a socket whose path was taken over no longer has it.
         if place is not None and _UNIX_PATH in told:
             sure = place.has(name, *struct.unpack("=II", told[_UNIX_PATH]))
             if os.path.basename(name) != os.path.basename(path) or name.startswith("/proc/"):
@@ -447,7 +447,7 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
 
 
 class Place:
-    """What lies at a path, as the kernel numbers it: not as stat(2) does, where a file system has several devices (the
+    """The file at a path, as the kernel numbers it: not as stat(2) does, where a file system has several devices (the
     subvolumes of btrfs), or inodes of others (overlayfs)."""
 
     def __init__(self, path: str) -> None:
@@ -457,7 +457,7 @@ class Place:
             self._ask_the_mount(path)
 
     def _of_stat(self) -> int:
-        # The kernel's own number of the device: 12 bits and 20, which st_dev has in pieces.
+        # The kernel's own device number has 12 and 20 bits; st_dev arranges them in another way.
         device = self._there.st_dev
         return ((device >> 8) & 0xFFF) << 20 | (device & 0xFF) | (device >> 12) & 0xFFF00
 
@@ -476,7 +476,7 @@ class Place:
         self._is_shared, self._device = self._device != major << 20 | minor, major << 20 | minor
 
     def has(self, name: str, inode: int, device: int) -> bool | None:
-        """Is the socket with this inode bound here? None where it may be, in this or another subvolume."""
+        """Whether the socket with this inode is bound here; None if it may be in this or in another subvolume."""
         if inode != self._inode & 0xFFFFFFFF:
             return False
         if device == self._device and not self._is_shared:
@@ -498,7 +498,7 @@ class Place:
                         sure.append(held)
                         break
         if sure or not alone or len(perhaps) > 1:
-            return sure  # rather nobody than somebody else
+            return sure  # better none than a wrong one
         from .._unix import is_live
 
         return [perhaps[0][0]] if is_live(path) else []
@@ -519,21 +519,21 @@ def _unix_by_proc(path: str) -> list[Held]:
 
 
 class Owners:
-    """Whose the sockets are."""
+    """Finds the owners of sockets."""
 
     def __init__(self, sockets: Collection[Held]) -> None:
         self.gone: set[Held] = set()
         self._by_inode = _processes({held.inode for held in sockets if held.inode})
         lost = {held.inode for held in sockets} - {0, *self._by_inode}
         if lost and isinstance(next(iter(sockets)).address, tuple):
-            # A process that ended meanwhile is no secret: its sockets are gone too.
+            # A process that ended meanwhile was not hidden: its sockets are gone too.
             with contextlib.suppress(OSError):
                 ports = {held.address[1] for held in sockets}
                 still = {held.inode for held in _on_ports(range(min(ports), max(ports) + 1))}
                 self.gone = {held for held in sockets if held.inode in lost - still}
 
     def holders(self, sockets: Iterable[Held]) -> list[Holder]:
-        """Each process once for an address and a state."""
+        """Each process once for each address and state."""
         found: dict[Holder, None] = {}
         for pid, uid, address, state, device in dict.fromkeys(self._claims(sockets)):  # of thousands, one
             about = ("", _user(uid), "") if pid is None else self._about(pid)
@@ -552,8 +552,8 @@ class Owners:
         return _about(pid) if self._by_inode else _about_by_psutil(pid)
 
     def inherited(self, sockets: Iterable[Held]) -> bool:
-        """Has a child what its parent made? So it is when several processes have one socket, or the only one outlived
-        the process that started it, or is a child of ours with a handle that was made to be inherited."""
+        """Whether the socket was inherited: several processes have it, or the only one outlived the process that
+        started it, or is a child of this process that was given an inheritable handle."""
         sockets = list(sockets)
         for held in sockets:
             found = self._by_inode.get(held.inode, [])
@@ -572,7 +572,7 @@ class Owners:
                 if psutil.Process(pid).ppid() in told:
                     return True
             except psutil.NoSuchProcess:
-                return True  # Windows names the process that made the socket, also when only its child is left
+                return True  # Windows reports the process that made the socket, even if only its child still runs
             except psutil.Error:
                 continue
         return False
@@ -588,7 +588,7 @@ def _interface(device: int) -> str | None:
 
 
 def _processes(inodes: set[int]) -> dict[int, list[tuple[int, str]]]:
-    """inode → the processes that have it, each with what ``/proc`` tells of a file descriptor."""
+    """inode → the processes that have it, each with what ``/proc`` reports of a file descriptor."""
     found: dict[int, list[tuple[int, str]]] = {}
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     try:
@@ -599,9 +599,9 @@ def _processes(inodes: set[int]) -> dict[int, list[tuple[int, str]]]:
         try:
             folders = {f"/proc/{pid}": os.listdir(f"/proc/{pid}/fd")}
         except OSError:
-            continue  # it ended, or is another user's
+            continue  # it has ended, or belongs to another user
         if not any(folders.values()):
-            # The first thread has ended, and with it went its table; the others go on with theirs.
+            # The first thread has ended, and its table is gone; the other threads still have theirs.
             tasks = (f"/proc/{pid}/task/{thread}" for thread in _listed(f"/proc/{pid}/task"))
             folders = {task: _listed(f"{task}/fd") for task in tasks}
         for folder, handles in folders.items():
@@ -621,7 +621,7 @@ def _listed(folder: str) -> list[str]:
 
 
 def _about(pid: int) -> tuple[str, str | None, str]:
-    """The name, the user and the command line of a process, as far as they can be told."""
+    """The name, the user and the command line of a process, as far as they are known."""
     name, user, command = "", None, ""
     with contextlib.suppress(OSError):
         with open(f"/proc/{pid}/status", errors="surrogateescape") as lines:
@@ -632,7 +632,7 @@ def _about(pid: int) -> tuple[str, str | None, str]:
                 elif key == "Uid":
                     user = _user(int(value.split()[1]))  # the effective one
                     break
-        # It goes with the first thread, and the others have it still.
+        # It is gone with the first thread; the other threads still have it.
         for folder in (f"/proc/{pid}", *(f"/proc/{pid}/task/{thread}" for thread in _listed(f"/proc/{pid}/task"))):
             with open(f"{folder}/cmdline", "rb") as file:
                 words = file.read().rstrip(b"\0").split(b"\0")
@@ -645,7 +645,7 @@ def _about(pid: int) -> tuple[str, str | None, str]:
 def _about_by_psutil(pid: int) -> tuple[str, str | None, str]:
     psutil = importlib.import_module("psutil")
     name, user, command = "", None, ""
-    # Each on its own: Windows tells the name where it does not tell the rest.
+    # Each on its own: Windows reports the name even where it denies the rest.
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         with contextlib.suppress(psutil.Error, OSError):
@@ -680,8 +680,8 @@ def _lineage(pid: int) -> tuple[int, int, int]:
 
 
 def _is_orphan(pid: int) -> bool:
-    """Was it given another parent, since its own had ended? Then that one is of another session, which nobody's parent
-    is but for a leader's: a daemon, a service or a job of a shell leads its session or its group."""
+    """Whether its parent has ended, so that it was given another one. That one is in another session, as is otherwise
+    only the parent of a leader: a daemon, a service or a job of a shell leads its session or its group."""
     parent, group, session = _lineage(pid)
     return bool(parent) and pid not in (group, session) and _lineage(parent)[2] != session
 

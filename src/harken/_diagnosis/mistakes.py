@@ -1,4 +1,4 @@
-"""What people write instead of a bind, and what they mean by it.
+"""Texts that people write instead of a bind, and what they mean.
 
 Imported when a bind is refused. This module does not decide what a bind is: `_bind` has refused the text already, and
 this only finds a better message. The form that the message shows is parsed first, so that it is valid.
@@ -19,7 +19,7 @@ _SHORT = 300  # what people write by hand or paste; the rules below need not be 
 
 
 def meant(text: str) -> str:
-    """What is wrong with a text that is not a bind, and the right form; empty if nothing better is known than the place
+    """What is wrong with a text that is not a bind, and the right form; empty if nothing more is known than the place
     at which parsing failed."""
     if len(text) > _SHORT:
         return ""
@@ -120,7 +120,7 @@ def _nobody(text: str) -> str:
 
 
 def _directive(text: str) -> str:
-    """As nginx and Apache write it (listen 80;), HAProxy and Redis (bind *:80), systemd."""
+    """Directives of nginx and Apache (listen 80;), HAProxy and Redis (bind *:80), systemd."""
     found = re.fullmatch(r"(listen|bind|ListenStream|Listen)[ \t]*[ \t=][ \t]*([^\s;]+)(?:[ \t][^;]*)?;?", text)
     if not found:
         return ""
@@ -131,7 +131,7 @@ def _directive(text: str) -> str:
 
 
 def _prefix(text: str) -> str:
-    """A range of addresses, in the place of one."""
+    """A range of addresses instead of one."""
     found = re.fullmatch(r"\[?([0-9A-Fa-f.:]+)/(\d{1,3})\]?(?::(\w+))?", text)
     host = normal_host(found[1]) if found else None
     if found is None or host is None or int(found[2]) > (128 if ":" in host else 32):
@@ -225,7 +225,7 @@ def _schemes(text: str) -> str:
 
 
 def _urls(text: str) -> str:
-    """What a URL has, without its scheme."""
+    """Parts of a URL, without its scheme."""
     found = re.fullmatch(r"([^/#]*:\d+)[/#].*", text)
     if found and "://" not in text:
         return _write(found[1], why="a bind has no path")
@@ -269,7 +269,7 @@ def _haproxy(text: str) -> str:
 
 
 def _colons(text: str) -> str:
-    """Words in front of a colon: Twisted's endpoints, the addresses of milters and of socat."""
+    """Words before a colon: Twisted's endpoints, the addresses of milters and of socat."""
     word, _, rest = text.partition(":")
     word = word.lower()
     if not rest.startswith("//") and (word in ("ssl", "tls") or (word in ("tcp", "tcp4", "tcp6") and "=" in rest)):

@@ -14,14 +14,14 @@ SOCK_DIAG = 4
 DIAG_BY_FAMILY = 20
 
 _HEADER = struct.Struct("=IHHII")  # length, kind, flags, sequence, port
-DUMP = 0x1 | 0x300  # all that there is
-ONE = 0x1 | 0x4  # one thing, with an acknowledgement behind it
-_PLAIN = 0x1  # one thing, or an error
+DUMP = 0x1 | 0x300  # all entries
+ONE = 0x1 | 0x4  # one entry, followed by an acknowledgement
+_PLAIN = 0x1  # one entry, or an error
 _ERROR, _DONE = 2, 3
 
 
 def ask(protocol: int, kind: int, request: bytes) -> bytes:
-    """The body of the one message that answers. Raises OSError, ENOENT where there is no such thing, as `dump`."""
+    """The body of the one message that answers. Raises OSError as `dump` does, ENOENT if there is no such entry."""
     with contextlib.closing(dump(protocol, kind, request, _PLAIN)) as answers:
         for body in answers:
             return body
@@ -34,7 +34,7 @@ def dump(protocol: int, kind: int, request: bytes, flags: int = DUMP) -> Generat
     if family is None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
     with socket.socket(family, socket.SOCK_RAW, protocol) as sock:
-        sock.settimeout(5)  # the kernel answers at once, what stands in for one may not
+        sock.settimeout(5)  # the kernel answers at once; an emulated one may not
         sock.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 1, 0) + request)
         while data := sock.recv(1 << 16):
             at = 0
