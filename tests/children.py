@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import importlib.util
 import json
 import os
-import platform
 import select
 import shutil
 import signal
@@ -28,7 +26,6 @@ import pytest
 from wire import CHILD_ENVIRONMENT
 
 import harken
-from machine import LINUX, WINE
 
 PREAMBLE = """
 import json, os, socket, subprocess, sys
@@ -103,17 +100,10 @@ def refuse_family(family, number):
 
 NOBODY = 65534
 
-HAS_PSUTIL = importlib.util.find_spec("psutil") is not None and not WINE  # whose table names no process
-needs_table = pytest.mark.skipif(
-    not (LINUX or HAS_PSUTIL), reason="who has an address is told by Linux, or by psutil, which is not installed"
-)
-needs_psutil = pytest.mark.skipif(not HAS_PSUTIL, reason="psutil is not installed")
-needs_seccomp = pytest.mark.skipif(
-    LINUX and platform.machine() not in ("x86_64", "aarch64"), reason="the filter is written for x86-64 and arm64"
-)
-needs_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user"
-)
+needs_root = pytest.mark.needs_root
+needs_table = pytest.mark.needs_table
+needs_psutil = pytest.mark.needs_psutil
+needs_seccomp = pytest.mark.needs_seccomp
 
 
 def interpreter(program: str) -> list[str]:
@@ -313,7 +303,7 @@ def _link(path: str) -> str:
 
 
 STRACE = shutil.which("strace")
-needs_strace = pytest.mark.skipif(not (LINUX and STRACE), reason="there is no strace to count system calls with")
+needs_strace = pytest.mark.needs_strace
 
 
 def traced(code: str, log: Path) -> list[str]:

@@ -14,13 +14,13 @@ from forkserver import own_sockets
 
 import harken
 from engines import NAMES, forbidden, one_listener
-from machine import EMULATOR, WINE, emulator_lacks, open_sockets
+from machine import WINE, lacks, open_sockets
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if what := emulator_lacks(item.name):
-            item.add_marker(pytest.mark.skip(reason=f"{EMULATOR} lacks: {what}"))
+        for reason in filter(None, map(lacks, {mark.name for mark in item.iter_markers()})):
+            item.add_marker(pytest.mark.skip(reason=reason))
         if isinstance(item, pytest.Function):
             own = set(item.fixturenames) & getattr(item.module, "EACH_THREAD", {}).keys()
             if own and int(item.config.getoption("parallel_threads", 1)) > 1:

@@ -1165,6 +1165,7 @@ def test_a_transport_that_nobody_has_any_more_is_not_waited_for() -> None:
     Way("selector").run(test)
 
 
+@pytest.mark.needs_tcp_info
 def test_several_listeners_take_turns(way: Way) -> None:
     async def test() -> None:
         listeners = harken.listen("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0")
@@ -1196,6 +1197,7 @@ def test_several_listeners_take_turns(way: Way) -> None:
 # ---------------------------------------------------------------------- ends
 
 
+@pytest.mark.needs_tcp_info
 def test_closing_while_a_batch_is_handed_over_loses_nobody(way: Way) -> None:
     async def test() -> None:
         told = caught(asyncio.get_running_loop())
@@ -1258,6 +1260,7 @@ def test_what_the_acceptor_has_taken_when_the_server_closes_is_served(way: Way) 
     way.run(test)
 
 
+@pytest.mark.needs_tcp_info
 def test_what_ends_the_program_comes_through_and_the_others_are_served_later() -> None:
     seen: list[Any] = []
     stops = [True]

@@ -131,12 +131,14 @@ def server(host: str = "127.0.0.1", **facts: Any) -> str:
 # ---------------------------------------------------------------------------- who has it
 
 
+@pytest.mark.needs_tcp_info
 @needs_table
 @pytest.mark.parametrize("bind", ["127.0.0.1:{}", "tcp4://:{}", "127.0.0.1:0"])
 def test_a_free_port_is_free(bind: str) -> None:
     assert agrees(compare(bind.format(free_port()))) == ["free"]
 
 
+@pytest.mark.needs_tcp_info
 @needs_table
 @needs_ipv6
 @pytest.mark.parametrize("bind", [":{}", "*:0", "localhost:{}"])
@@ -166,6 +168,7 @@ CLASHES = [
 ]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @pytest.mark.parametrize(("theirs", "v6only", "ours", "cause"), CLASHES)
 def test_who_listens_is_in_the_way_or_not(theirs: str, v6only: int | None, ours: str, cause: str | None) -> None:
@@ -183,12 +186,14 @@ def test_who_listens_is_in_the_way_or_not(theirs: str, v6only: int | None, ours:
         assert row["backlog"] is None
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_a_live_server_is_in_the_way_on_every_system() -> None:
     with running(server()) as child:
         assert agrees(compare(f"127.0.0.1:{child['port']}")) == ["taken"]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @needs_ipv6
 def test_only_one_of_two_families_is_taken() -> None:
@@ -213,6 +218,7 @@ HELD = """
 """
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @pytest.mark.parametrize(
     ("program", "cause"), [(HELD, "bound"), (BOUND.format(reuse=0), "bound"), (BOUND.format(reuse=1), None)]
@@ -228,6 +234,7 @@ def test_a_socket_that_does_not_listen_is_in_the_way_by_its_option(program: str,
         assert [holder["pid"] for holder in row["holders"]] == [child["pid"]]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_nothing_changes_for_who_is_asked() -> None:
     """What is bound is closed again, and the socket in the way is as it was."""
@@ -248,6 +255,7 @@ def foretold(*binds: str) -> tuple[int, list[dict[str, Any]]]:
     return code, [json.loads(line) for line in out.getvalue().splitlines()]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_connection_that_goes_out_from_the_port_is_in_the_way() -> None:
     with harken.listen("127.0.0.1:0") as far, socket.create_connection(("127.0.0.1", far.port), timeout=10) as client:
@@ -256,6 +264,7 @@ def test_a_connection_that_goes_out_from_the_port_is_in_the_way() -> None:
         assert (told["rows"][0]["cause"], told["rows"][0]["holders"][0]["state"]) == ("bound", "established")
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_connections_of_a_server_that_has_stopped_are_not_in_the_way() -> None:
     with harken.listen("127.0.0.1:0") as listeners:
@@ -266,6 +275,7 @@ def test_connections_of_a_server_that_has_stopped_are_not_in_the_way() -> None:
         assert agrees(told) == ["free"]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @pytest.mark.parametrize("reuse", [True, False])
 def test_connections_that_have_ended_are_in_the_way_by_their_option(reuse: bool) -> None:
@@ -283,6 +293,7 @@ def test_connections_that_have_ended_are_in_the_way_by_their_option(reuse: bool)
     assert told["rows"][0]["cause"] == (None if reuse else "time-wait")
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @needs_root
 def test_what_may_not_be_looked_into_is_taken_all_the_same() -> None:
@@ -292,6 +303,7 @@ def test_what_may_not_be_looked_into_is_taken_all_the_same() -> None:
     assert told["rows"][0]["cause"] == "hidden"
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @needs_root
 def test_a_held_bind_of_another_user_is_in_the_way() -> None:
@@ -313,6 +325,7 @@ def test_no_table_decides(monkeypatch: pytest.MonkeyPatch, host: str, v6only: in
         assert agrees(compare(f"127.0.0.1:{child['port']}")) == ["taken"]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_group_may_be_joined(shared: bool) -> None:
@@ -381,6 +394,7 @@ def listening_in_a_row(count: int) -> Iterator[int]:
     pytest.skip("no ports in a row are free")
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 @pytest.mark.parametrize("host", ["127.0.0.1", "", "localhost"])
 def test_the_free_port_of_a_range_is_told(host: str) -> None:
@@ -392,6 +406,7 @@ def test_the_free_port_of_a_range_is_told(host: str) -> None:
     assert first + 2 <= told["rows"][0]["address"][1] <= first + 60
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_a_range_in_use_is_told() -> None:
     with listening_in_a_row(2) as first:
@@ -400,6 +415,7 @@ def test_a_range_in_use_is_told() -> None:
     assert told["rows"][0]["hint"].startswith(f"no port of 127.0.0.1:{first}-{first + 1} is free")
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_range_goes_on_behind_what_is_held() -> None:
     with harken.bind(f"127.0.0.1:{free_port()}") as held:
@@ -411,6 +427,7 @@ def test_a_range_goes_on_behind_what_is_held() -> None:
 # ---------------------------------------------------------------------------- several binds
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @needs_ipv6
 @pytest.mark.parametrize(
@@ -467,6 +484,7 @@ TWO_INTERFACES = """
 """
 
 
+@pytest.mark.needs_socket_options
 @linux_only
 @needs_root
 @needs_ipv6
@@ -488,6 +506,7 @@ def test_two_interfaces_never_meet(binds: list[str], verdicts: list[str]) -> Non
     assert agrees(told) == verdicts
 
 
+@pytest.mark.needs_socket_options
 @linux_only
 @needs_root
 @needs_ipv6
@@ -562,6 +581,7 @@ def test_what_is_not_there_is_told_everywhere(bind: str, verdict: str) -> None:
     assert told["rows"][0]["error"]
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @needs_ipv6
 @pytest.mark.parametrize(
@@ -586,6 +606,7 @@ def test_which_addresses_are_this_machines(bind: str, verdict: str) -> None:
 VETH = "ip link add name va type veth peer name vb; ip link set va up; ip link set vb up"
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @needs_seccomp
 @pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES])
@@ -641,6 +662,7 @@ def test_the_network_decides(change: str, bind: str, verdicts: list[str]) -> Non
     assert agrees(told) == verdicts
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @needs_ipv6
 def test_a_name_leaves_out_the_family_that_is_missing(poison: Poison) -> None:
@@ -650,6 +672,7 @@ def test_a_name_leaves_out_the_family_that_is_missing(poison: Poison) -> None:
     assert told["rows"][1]["backlog"] is None
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @pytest.mark.parametrize(("nth", "verdicts"), [(1, ["left out", "free"]), (2, ["free", "left out"])])
 def test_a_family_that_is_missing_is_left_out(poison: Poison, nth: int, verdicts: list[str]) -> None:
@@ -761,6 +784,7 @@ def test_a_port_that_connections_may_take_is_warned_of(port: int, reserved: str,
 # ---------------------------------------------------------------------------- inherited
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @pytest.mark.parametrize(
     ("program", "verdict"),
@@ -797,6 +821,7 @@ def test_what_was_inherited_is_judged_and_left_alone(program: str, verdict: str,
     assert told["unchanged"]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_descriptor_that_came_too_late_is_told() -> None:
     """Both were bound with SO_REUSEADDR, and the other one listens."""
@@ -992,18 +1017,21 @@ def test_file_systems_without_sockets_are_told(folder: str) -> None:
         assert "mkdir" not in told  # it is there
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @pytest.mark.parametrize(("length", "verdict"), [(107, "free"), (108, "impossible")])
 def test_the_room_for_a_name_is_told_to_the_byte(length: int, verdict: str) -> None:
     assert agrees(compare(f"unix:@{'x' * length}")) == [verdict]  # and the NUL in front
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_a_long_path_is_free_and_a_long_name_impossible(room: Path) -> None:
     assert agrees(compare(f"unix:{room}/{'x' * 200}")) == ["free"]
     assert agrees(compare(f"unix:{room}/{'x' * 256}")) == ["impossible"]
 
 
+@pytest.mark.needs_tcp_info
 @needs_unix
 def test_listen_does_what_was_told_of_a_path(room: Path) -> None:
     path = room / "app.sock"
@@ -1186,6 +1214,7 @@ def without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_holders, name, unavailable)
 
 
+@pytest.mark.needs_tcp_info
 @pytest.mark.usefixtures("without_a_table")
 def test_without_a_table_it_is_told_all_the_same() -> None:
     port = free_port()
@@ -1211,6 +1240,7 @@ def test_a_mistake_has_an_exit_code_of_its_own(arguments: list[str], capsys: pyt
     assert shown.err
 
 
+@pytest.mark.needs_sock_diag
 def test_columns_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "127.0.0.1:0", "127.0.0.1:no-such-service"]) == 1
     free, unknown = (line.split("\t") for line in capsys.readouterr().out.splitlines())
@@ -1220,6 +1250,7 @@ def test_columns_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(free) == len(unknown) == 9
 
 
+@pytest.mark.needs_sock_diag
 def test_json_for_a_program() -> None:
     command = [sys.executable, "-m", "harken", "check", "--json", "127.0.0.1:0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -1238,6 +1269,7 @@ def test_what_the_exit_codes_mean_is_said(capsys: pytest.CaptureFixture[str]) ->
         assert re.search(r"Exit codes: 0 .* 1 .* 2 .* 3 ", shown)
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_table_for_a_person() -> None:
     with running(server()) as child:

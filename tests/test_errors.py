@@ -42,6 +42,7 @@ def failing(bind: str | int) -> harken.AddressInUseError:
 # ---------------------------------------------------------------------------- causes
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_a_live_listener_is_the_cause() -> None:
     with running(server()) as child:
@@ -54,6 +55,7 @@ def test_a_live_listener_is_the_cause() -> None:
         assert str(error).splitlines()[1] == f"hint: {error.hint}"
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_that_we_listen_ourselves_is_said() -> None:
     with harken.listen("127.0.0.1:0") as listeners:
@@ -62,6 +64,7 @@ def test_that_we_listen_ourselves_is_said() -> None:
         assert error.hint.startswith("this process itself listens on 127.0.0.1:")
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_connections_that_ended_are_the_cause() -> None:
     server = socket.create_server(("127.0.0.1", 0))
@@ -113,6 +116,7 @@ def test_connections_that_went_out_from_a_port_are_told_as_the_cause() -> None:
     assert told["low"] is None
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_the_listeners_on_a_whole_range_are_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(server()) as child:
@@ -126,6 +130,7 @@ def test_the_listeners_on_a_whole_range_are_the_cause(monkeypatch: pytest.Monkey
         assert "try again" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 @pytest.mark.parametrize(("theirs", "ours"), [("127.0.0.1", "tcp4://:{}"), ("0.0.0.0", "127.0.0.1:{}")])
 def test_a_wildcard_over_an_address_is_the_cause_in_both_directions(theirs: str, ours: str) -> None:
@@ -168,6 +173,7 @@ HAND_ON = """
 """
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_child_that_outlived_its_parent_is_the_cause() -> None:
     """It ends with the test, as its standard input does."""
@@ -179,6 +185,7 @@ def test_a_child_that_outlived_its_parent_is_the_cause() -> None:
         assert "inherited the socket on" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_socket_that_parent_and_child_share_is_the_cause() -> None:
     with running(HAND_ON + "    wait()\n") as parent:
@@ -190,6 +197,7 @@ def test_a_socket_that_parent_and_child_share_is_the_cause() -> None:
         assert "share the socket" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_child_of_ours_that_kept_what_we_closed_is_the_cause() -> None:
     program = HAND_ON.replace("subprocess.PIPE)", "subprocess.PIPE, stdin=subprocess.PIPE)")
@@ -214,6 +222,7 @@ def test_a_held_bind_is_the_cause() -> None:
         assert "does not listen" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_connection_that_goes_out_from_the_port_is_the_cause() -> None:
     with harken.listen("127.0.0.1:0") as far, socket.create_connection(("127.0.0.1", far.port), timeout=10) as client:
@@ -224,6 +233,7 @@ def test_a_connection_that_goes_out_from_the_port_is_the_cause() -> None:
         assert "has a connection from" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @needs_root
 def test_what_may_not_be_looked_into_is_the_cause() -> None:
@@ -243,6 +253,7 @@ def test_nobody_is_the_cause_when_it_is_free_again(monkeypatch: pytest.MonkeyPat
     assert "try again" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_it_is_looked_into_when_it_is_asked_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
@@ -452,6 +463,7 @@ def test_a_name_that_stands_for_one_address_and_all_of_them_is_in_its_own_way(po
     assert "'both:18083' is given twice in the same call, or names addresses that overlap" in told["hint"]
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 @pytest.mark.parametrize("binds", [["0.0.0.0:{0}", "127.0.0.1:{1}"], ["0.0.0.0:{0}", "127.0.0.1:{0}", "127.0.0.1:{1}"]])
 def test_who_else_is_in_the_way_is_told_beside_sockets_of_our_own(free: int, binds: list[str]) -> None:
@@ -462,6 +474,7 @@ def test_who_else_is_in_the_way_is_told_beside_sockets_of_our_own(free: int, bin
         assert (caught.value.cause, [holder.pid for holder in caught.value.holders]) == ("listener", [child["pid"]])
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_another_process_on_a_narrower_address_is_told_and_not_the_call() -> None:
     """0.0.0.0 of this call is bound and does not listen, so that it is in nobody's way."""

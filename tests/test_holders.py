@@ -49,6 +49,7 @@ def held_by(pid: int, bind: Any) -> list[Holder]:
     return [holder for holder in holders(bind) if holder.pid == pid]
 
 
+@pytest.mark.needs_sock_diag
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
 def test_a_listener_is_told_with_its_process(host: str) -> None:
@@ -64,6 +65,7 @@ def test_a_listener_is_told_with_its_process(host: str) -> None:
     assert held_by(child["pid"], bind_text(host, port)) == []
 
 
+@pytest.mark.needs_sock_diag
 @pytest.mark.usefixtures("table")
 def test_connections_are_told_once_for_a_process() -> None:
     with harken.listen("127.0.0.1:0") as listeners:
@@ -78,6 +80,7 @@ def test_connections_are_told_once_for_a_process() -> None:
     ]
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_a_wildcard_stands_for_its_addresses_and_they_for_it() -> None:
     with harken.listen("tcp4://:0") as wide:
@@ -98,6 +101,7 @@ def test_a_socket_for_both_families_is_told_for_ipv4_too() -> None:
         assert holder.address[0] == "::"
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 @needs_ipv6
 def test_a_socket_for_ipv6_alone_is_not_told_for_ipv4() -> None:
@@ -115,6 +119,7 @@ def test_a_socket_that_is_only_bound_is_told() -> None:
         assert [(holder.pid, holder.state) for holder in found] == [(child["pid"], "bound")]
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_names_of_hosts_and_of_services_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with harken.listen("127.0.0.1:0") as listeners:
@@ -149,6 +154,7 @@ def test_without_any_table_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     assert "pip install 'harken[psutil]'" in error.hint
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_a_range_of_ports_is_every_port_of_it() -> None:
     with harken.listen("127.0.0.1:0") as one, harken.listen("127.0.0.1:0") as other:
@@ -184,6 +190,7 @@ def test_it_says_what_ss_says() -> None:
     assert told["ours"] == told["said"]
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_unix_socket_is_told_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "app.sock"

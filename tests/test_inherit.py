@@ -196,6 +196,7 @@ def test_a_wrong_type_is_named(wrong: Any) -> None:
         harken.adopt(wrong)
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_a_second_listen_never_shortens_the_queue() -> None:
     with harken.adopt(stdlib_socket("127.0.0.1", backlog=50)) as listener:
@@ -262,6 +263,7 @@ def test_a_seqpacket_socket_is_taken_when_it_listens(room: Path) -> None:
 # ---------------------------------------------------------------------------- fd:// in listen
 
 
+@pytest.mark.needs_tcp_info
 @pytest.mark.parametrize("host", LOOPBACKS)
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_descriptor_can_be_listened_on(host: str, listening: bool) -> None:
@@ -276,6 +278,7 @@ def test_a_descriptor_can_be_listened_on(host: str, listening: bool) -> None:
             assert listeners[1].backlog == (7 if listening else 5)  # a queue that is there stays as it is
 
 
+@pytest.mark.needs_tcp_info
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_descriptor_can_be_bound_and_listened_on_later(listening: bool) -> None:
     sock = stdlib_socket("127.0.0.1", listening=listening)
@@ -516,6 +519,7 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(room: Path) -> Non
         assert len(last.get("got", [])) == 2 or "2 ports" in last["text"]  # nothing was lost
 
 
+@pytest.mark.needs_tcp_info
 @posix_only
 def test_systemd_stands_in_a_bind(room: Path) -> None:
     program = """

@@ -159,6 +159,7 @@ def test_an_address_named_twice_is_bound_once(poison: Poison) -> None:
 # ---------------------------------------------------------------------------- the backlog
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 @pytest.mark.parametrize("backlog", [None, 0, 1, 7, 128, 65535, 65536, 2**31 - 1, 2**31, 10**30])
 def test_the_backlog_is_granted_up_to_the_systems_maximum_and_read_back(backlog: int | None) -> None:
@@ -174,6 +175,7 @@ def test_the_backlog_is_granted_up_to_the_systems_maximum_and_read_back(backlog:
         assert f"queued=0, backlog={granted}" in repr(stats)
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_the_queue_is_counted() -> None:
     with harken.listen("127.0.0.1:0", backlog=4) as listeners:
@@ -562,7 +564,7 @@ STEPS = [
     ("setsockopt", 2, errno.EPERM, "PermissionError"),
     ("bind", 1, errno.EACCES, "PermissionError"),
     ("bind", 1, errno.EADDRNOTAVAIL, "OSError"),
-    ("listen", 1, errno.EADDRINUSE, "OSError"),
+    pytest.param("listen", 1, errno.EADDRINUSE, "OSError", marks=pytest.mark.needs_sock_diag),
     ("listen", 1, errno.ENOBUFS, "OSError"),
 ]
 

@@ -121,6 +121,8 @@ def the_options(*left_out: str) -> list[Any]:
         marks = [wine_lacks("TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT: 10042")] if name in NOT_UNDER_WINE else []
         if name in PRIVILEGED and not IS_ROOT:
             marks = [pytest.mark.skip(reason=f"{name} needs CAP_NET_ADMIN")]
+        if name in ("mark", "incoming_cpu", "busy_poll", "transparent", "congestion", "interface"):
+            marks = [*marks, pytest.mark.needs_socket_options]
         found.append(pytest.param(name, marks=marks))
     return found
 
@@ -202,6 +204,7 @@ def test_what_is_held_and_handed_over_has_it_too(name: str, host: str) -> None:
                     assert read(connection, case.number(host), case.value) == case.of_connection()
 
 
+@pytest.mark.needs_socket_options
 def test_all_of_them_at_once_on_a_held_range() -> None:
     chosen = {
         name: case.value
@@ -281,6 +284,7 @@ def test_what_connections_do_not_inherit_and_need_is_set_at_accept() -> None:
     assert given & {one.name for one in _option_table.for_connections()} == {"priority"}
 
 
+@pytest.mark.needs_socket_options
 @pytest.mark.parametrize("host", LOOPBACKS)
 def test_where_nothing_was_inherited_all_of_it_is_set_at_accept(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     """As on systems that pass on less than Linux: what the listener has is changed, the connections have it still."""
@@ -392,6 +396,7 @@ def test_mss_is_what_the_handshake_offers() -> None:
         listener.accept()[0].close()
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_rcvbuf_is_there_in_time_for_the_handshake() -> None:
     """The scale of the window is told in the handshake, once: set after listen(2) it would have been the default's."""
@@ -464,7 +469,13 @@ def test_fastopen_takes_data_with_the_first_packet() -> None:
     "name",
     [
         "freebind",
-        pytest.param("transparent", marks=pytest.mark.skipif(not IS_ROOT, reason="needs CAP_NET_ADMIN")),
+        pytest.param(
+            "transparent",
+            marks=[
+                pytest.mark.skipif(not IS_ROOT, reason="needs CAP_NET_ADMIN"),
+                pytest.mark.needs_socket_options,
+            ],
+        ),
     ],
 )
 @pytest.mark.parametrize("host", ["192.0.2.7", pytest.param("2001:db8::7", marks=needs_ipv6)])
@@ -525,6 +536,7 @@ def test_an_interface_is_the_only_way_in() -> None:
     }
 
 
+@pytest.mark.needs_socket_options
 @linux_only
 @pytest.mark.skipif(LINUX and len(os.sched_getaffinity(0)) < 2, reason="this machine has one CPU")
 def test_incoming_cpu_takes_what_arrives_there() -> None:
@@ -647,6 +659,7 @@ def test_exclusive_is_how_it_always_is_or_a_choice() -> None:
                 assert listener.getsockopt(SOCKET, ~socket.SO_REUSEADDR) == 0  # SO_EXCLUSIVEADDRUSE
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_the_backlog_is_one_of_the_options() -> None:
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
@@ -757,6 +770,7 @@ def test_configure_is_not_for_what_is_bound_already(binds: tuple[str, ...]) -> N
 # ---------------------------------------------------------------------------- sockets that are there already
 
 
+@pytest.mark.needs_socket_options
 @posix_only
 def test_a_socket_that_is_there_already_is_given_them() -> None:
     names = [name for name in HERE if name not in PRIVILEGED and INHERITED in TABLE[name].binds]
@@ -1098,6 +1112,7 @@ def test_an_interface_may_be_meant_by_its_number(monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------------------- errors
 
 
+@pytest.mark.needs_socket_options
 @linux_only
 @children.needs_root
 def test_what_needs_a_privilege_says_which() -> None:

@@ -145,6 +145,7 @@ def spread(listeners: list[harken.Listener], count: int = 200) -> list[int]:
     return found
 
 
+@pytest.mark.needs_sock_diag
 @pytest.mark.parametrize("at_bind", [False, True])
 @pytest.mark.parametrize("call", [harken.listen, harken.bind])
 def test_a_second_of_the_same_process_joins(
@@ -163,6 +164,7 @@ def test_a_second_of_the_same_process_joins(
             assert child.tries(first[0].url, reuse_port=True)[0] == "refused"
 
 
+@pytest.mark.needs_sock_diag
 @pytest.mark.parametrize("call", [harken.listen, harken.bind])
 def test_a_group_may_be_opened_by_one_call(call: Callable[..., harken.Listeners]) -> None:
     with harken.listen("127.0.0.1:0") as free:
@@ -177,6 +179,7 @@ def test_a_group_may_be_opened_by_one_call(call: Callable[..., harken.Listeners]
             assert child.tries(f"127.0.0.1:{port}")[0] == "refused"
 
 
+@pytest.mark.needs_sock_diag
 @pytest.mark.parametrize("at_bind", [False, True])
 def test_a_second_process_joins_on_purpose_only(at_bind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if at_bind:
@@ -205,6 +208,7 @@ def test_nobody_joins_who_did_not_begin_a_group() -> None:
                     harken.listen(listener.url, reuse_port=True)
 
 
+@pytest.mark.needs_sock_diag
 def test_a_group_of_ours_does_not_let_us_into_one_of_others_that_overlaps() -> None:
     program = """
         sock = socket.socket()
@@ -263,6 +267,7 @@ def test_joining_a_group_of_which_nobody_is_there_begins_one() -> None:
         assert child.tries(listener.url, reuse_port=True)[0] == "refused"
 
 
+@pytest.mark.needs_sock_diag
 def test_a_forked_child_is_of_the_group() -> None:
     program = """
 import os, harken

@@ -451,6 +451,7 @@ def test_json_lines_tell_the_same_to_a_program() -> None:
     assert told[2]["accepted"] == 0
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_a_terminal_gets_figures_that_change_in_place() -> None:
     code, shown = on_terminal(["serve", "127.0.0.1:0", "--for", "1.5"])
@@ -476,6 +477,7 @@ def test_a_bind_that_cannot_be_read_is_a_mistake_of_the_command_line(
     assert bind in capsys.readouterr().err
 
 
+@pytest.mark.needs_tcp_info
 @linux_only
 def test_a_backlog_that_is_not_granted_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "127.0.0.1:0", "--backlog", "2147483647", "--for", "0.01"]) == 0

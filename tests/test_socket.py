@@ -888,6 +888,7 @@ def test_ipv6_addresses_have_two_to_four_parts(kind: Kind) -> None:
             assert sock.getsockname() == ("::1", sock.getsockname()[1], 0, 0)
 
 
+@pytest.mark.needs_flow_labels
 @needs_ipv6
 @linux_only
 def test_a_flow_label_is_passed_on() -> None:

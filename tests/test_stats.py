@@ -36,6 +36,7 @@ def connections(address: object, count: int) -> Iterator[list[socket.socket]]:
         yield made
 
 
+@pytest.mark.needs_sock_diag
 def test_the_queue_of_an_abstract_socket_is_counted() -> None:
     with harken.Socket(AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind("")  # the system chooses an abstract name
@@ -47,6 +48,7 @@ def test_the_queue_of_an_abstract_socket_is_counted() -> None:
                 assert facts(sock) == (left, 7, None, None)
 
 
+@pytest.mark.needs_sock_diag
 def test_the_queue_of_a_path_is_counted_and_of_no_other(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         for number in range(4):
@@ -59,6 +61,7 @@ def test_the_queue_of_a_path_is_counted_and_of_no_other(tmp_path: Path) -> None:
             assert facts(listener) == (number, 10 + number, None, None)
 
 
+@pytest.mark.needs_tcp_info
 def test_a_default_backlog_is_what_the_system_grants(tmp_path: Path) -> None:
     sock = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     sock.bind(str(tmp_path / "socket"))
@@ -67,6 +70,7 @@ def test_a_default_backlog_is_what_the_system_grants(tmp_path: Path) -> None:
         assert listener.backlog == int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
+@pytest.mark.needs_tcp_info
 def test_a_longer_queue_can_be_asked_for_and_a_shorter_one_is_not_made(tmp_path: Path) -> None:
     sock = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     sock.bind(str(tmp_path / "socket"))
@@ -100,6 +104,7 @@ def test_where_the_kernel_may_not_be_asked_it_is_none(monkeypatch: pytest.Monkey
         assert facts(sock) == NOTHING
 
 
+@pytest.mark.needs_tcp_info
 def test_the_counters_of_tcp_are_told_for_tcp() -> None:
     with harken.listen("127.0.0.1:0") as (listener,):
         assert None not in facts(listener)

@@ -128,6 +128,7 @@ class TestListen:
         with pytest.raises(OSError, match="."):
             _ = listener.address
 
+    @pytest.mark.needs_sock_diag
     def test_bound_and_later_listening(self, path: str) -> None:
         with harken.bind(f"unix:{path}", backlog=7) as listeners:
             assert listeners[0].state == "bound"
@@ -174,6 +175,7 @@ class TestListen:
         assert {listener.state for listener in listeners} == {"closed"}
         assert folder_of(path) == []
 
+    @pytest.mark.needs_sock_diag
     @linux_only
     def test_the_queue_is_told(self, path: str) -> None:
         with harken.listen(f"unix:{path}", backlog=5) as (listener,), connect(path), connect(path):
@@ -1010,6 +1012,7 @@ def serve_one(sock: socket.socket, told: Connection) -> None:
 
 @posix_only
 class TestLongPaths:
+    @pytest.mark.needs_sock_diag
     @linux_only
     @pytest.mark.parametrize("folder", ["d", "d" * 150])
     @pytest.mark.parametrize("name", ["a.sock", "n" * 80, "n" * 200])

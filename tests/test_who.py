@@ -22,6 +22,7 @@ from harken._diagnosis import holders as _holders
 from machine import linux_only
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_columns_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     with running(server()) as child:
@@ -34,6 +35,7 @@ def test_columns_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\\n" in command  # whole, on one line
 
 
+@pytest.mark.needs_sock_diag
 @needs_table
 def test_json_for_a_program() -> None:
     with running(server()) as child:
@@ -44,6 +46,7 @@ def test_json_for_a_program() -> None:
     assert (fact["pid"], fact["address"], fact["state"]) == (child["pid"], ["127.0.0.1", child["port"]], "listening")
 
 
+@pytest.mark.needs_sock_diag
 @linux_only
 def test_a_table_for_a_person() -> None:
     with running(server()) as child:
@@ -111,6 +114,7 @@ def test_connections_that_ended_are_shown_and_are_nobodys(
     assert capsys.readouterr().out == "-\t-\ttime-wait\t127.0.0.1:80\t-\t-\n"
 
 
+@pytest.mark.needs_socket_options
 @linux_only
 @needs_root
 def test_the_interface_is_shown() -> None:
