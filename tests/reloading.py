@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import random
 import signal
 import sys
 import threading
@@ -124,11 +125,19 @@ class Case:
     how: str = "close"
     waits: bool = True
     stops: bool = False
+    kills: int = 0  # workers that are killed, one after the other
+    many: int = 0  # rounds, with --long, after which the supervisor must not have grown
     host: str = SERVER[4]
 
     @property
     def name(self) -> str:
-        return f"{self.server}, {self.how}" + ("" if self.waits else ", control") + (", last stop" * self.stops)
+        return (
+            f"{self.server}, {self.how}"
+            + ("" if self.waits else ", control")
+            + (", last stop" * self.stops)
+            + (f", {self.kills} killed" if self.kills else "")
+            + (", many times" if self.many else "")
+        )
 
 
 CASES = [
@@ -137,6 +146,8 @@ CASES = [
     Case("acceptor", "late"),
     Case("uvicorn, uvloop", "late", waits=False),
     *(Case(server, how) for server in SERVERS for how in ("close", "late", "keep") if server != "acceptor"),
+    Case("acceptor", kills=8),
+    Case("acceptor", many=13),
     Case("acceptor", stops=True),
     Case("uvicorn, uvloop", stops=True),
     Case("acceptor", waits=False, stops=True),
@@ -150,6 +161,16 @@ def serve(case: Case, port: int) -> int:
     limits: dict[str, float] = {} if case.waits else {"settle": 0, "drain": 0}
     target = SERVERS[case.server][1]
     return harken.workers.serve(target, f"{case.host}:{port}", workers=4, **limits)  # type: ignore[arg-type]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def size(pid: int) -> tuple[int, int]:
+    """How many descriptors and how much memory a process has."""
+    rss = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return len(os.listdir(f"/proc/{pid}/fd")), int(rss.split()[1])
 
 
 class Log(threading.Thread):
@@ -192,10 +213,18 @@ def run(case: Case, rounds: int, port: int = 8080, clients: int = 60) -> dict[st
             if case.stops:
                 child.send_signal(signal.SIGTERM)
                 child.wait(60)
-            for n in range(0 if case.stops else rounds):
+            whole, grown = [], list[tuple[int, int]]()
+            for n in range(case.kills):
+                began = time.monotonic()
+                os.kill(random.choice(children(child.pid)), signal.SIGKILL)
+                log.wait("serves", 5 + n)
+                whole.append(round(time.monotonic() - began, 2))
+                time.sleep(0.3)
+            for n in range(0 if case.stops or case.kills else rounds):
                 child.send_signal(signal.SIGHUP)
                 log.wait("serves", 4 * (n + 2))
                 log.wait("ended", 4 * (n + 1))
+                grown.append(size(child.pid))
             took = (time.monotonic() - began) / max(1, rounds)
             time.sleep(1)
             asker.stdin.close()  # type: ignore[union-attr]
@@ -203,6 +232,10 @@ def run(case: Case, rounds: int, port: int = 8080, clients: int = 60) -> dict[st
         if not case.stops:
             child.send_signal(signal.SIGTERM)
             child.wait(60)
+        if case.kills:
+            told["whole_after"] = max(whole)
+        if case.many:
+            told["descriptors_and_kilobytes"] = [grown[0], grown[-1]]
         return told | {"seconds": round(took, 2), "code": child.returncode, "log": log.lines}
 
 
@@ -220,12 +253,17 @@ def main() -> int:
     for case in CASES:
         if asked.only not in case.name or importlib.util.find_spec(SERVERS[case.server][0]) is None:
             continue
-        told = run(case, 2 if asked.long else 1)
+        told = run(case, case.many if case.many and asked.long else 2 if asked.long or case.many else 1)
         log = told.pop("log")
         bad = told["failed"]
         if case.stops:  # after the end nobody listens
             bad -= sum(number for what, number in told["failures"].items() if what.startswith("refused"))
         good = bad == 0 if case.waits else bad > 0
+        if case.kills:  # what a killed worker had accepted is lost, and nothing else
+            good = told["whole_after"] < 1 and not any("connecting" in what for what in told["failures"])
+        if case.many:
+            (before, kilobytes), (after, now) = told["descriptors_and_kilobytes"]
+            good = good and before == after and now - kilobytes < 1000
         wrong += not good
         print(f"{'  ' if good else '! '}{case.name}: {bad} of {told['requests']} failed", told, flush=True)
         if asked.log or not good:

@@ -13,6 +13,8 @@ import contextlib
 import json
 import os
 import random
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -42,6 +44,7 @@ class Case:
     waits: bool = True
     policy: str = "hash"
     clients: int = 50
+    flood: int = 0  # first packets a second from addresses that do not answer
 
 
 CASES = [
@@ -53,6 +56,7 @@ CASES = [
     Case("cable, as nobody", 60, 4, SERVER[4], nobody=True),
     Case("cable, late requests", 60, 4, SERVER[4], how="late"),
     Case("cable, policy least", 60, 4, SERVER[4], policy="least"),
+    Case("cable, flood of 200 a second", 10, 4, SERVER[4], flood=200),
     Case("loopback, 4 members", 200),
     Case("loopback, as nobody", 200, nobody=True),
 ]
@@ -227,7 +231,9 @@ def run(case: Case, times: int) -> dict[str, Any]:
         asking = [sys.executable, str(here.with_name("asking.py")), case.host or "127.0.0.1", str(port)]
         asking += ["--clients", str(case.clients), "--how", case.how]
         with beside(asking, wire and wire.client) as asker:
-            time.sleep(0.5)  # the load is there
+            if case.flood and wire is not None:
+                stack.enter_context(flood(wire.client, port, case.flood))
+            time.sleep(0.5 if not case.flood else 3)  # the load is there
             child.stdin.write("\n")  # type: ignore[union-attr]
             child.stdin.flush()  # type: ignore[union-attr]
             assert line(child)["over"]
@@ -236,6 +242,94 @@ def run(case: Case, times: int) -> dict[str, Any]:
         child.stdin.write("\n")  # type: ignore[union-attr]
         child.stdin.flush()  # type: ignore[union-attr]
         return told | line(child)
+
+
+@contextlib.contextmanager
+def flood(network: Network, port: int, rate: int) -> Iterator[None]:
+    """First packets of connections, from addresses of which nobody answers."""
+    with network.inside():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    over = threading.Event()
+
+    def send() -> None:
+        number = 0
+        while not over.wait(1 / rate):
+            number += 1
+            source = socket.inet_aton(f"10.77.0.{10 + number % 200}")
+            sock.sendto(first_packet(source, 1024 + number % 60000, port), (SERVER[4], 0))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        sock.close()
+
+
+def first_packet(source: bytes, sender: int, port: int) -> bytes:
+    target = socket.inet_aton(SERVER[4])
+    tcp = struct.pack("!HHIIBBHHH", sender, port, random.getrandbits(32), 0, 5 << 4, 2, 65535, 0, 0)
+    pseudo = source + target + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(tcp)) + tcp
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    tcp = tcp[:16] + struct.pack("!H", ~total & 0xFFFF) + tcp[18:]
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0, 64, socket.IPPROTO_TCP, 0, source, target)
+    return head + tcp
+
+
+# ---------------------------------------------------------------------------- how even the load is
+
+
+def widest(rounds: int, policy: Any) -> list[float]:
+    """In each round four members keep 400 connections open: the busiest to the idlest. ``shared``: of one listener."""
+    found = []
+    for _ in range(rounds):
+        with contextlib.ExitStack() as stack:
+            if policy == "shared":
+                first = stack.enter_context(harken.listen("127.0.0.1:0"))
+                members = [first, *(stack.enter_context(harken.Listeners([first[0].dup()])) for _ in range(3))]  # type: ignore[list-item]
+                port, group = first.port, None
+            else:
+                group = stack.enter_context(harken.group("127.0.0.1:0", 4, policy=policy))
+                members, port = list(group), group.port
+            counts, kept = [0] * len(members), list[harken.Socket]()
+
+            def take(number: int, acceptor: Any, counts: list[int] = counts, kept: Any = kept) -> None:
+                for connection in acceptor:
+                    counts[number] += 1
+                    kept.append(connection)
+
+            takers = [threading.Thread(target=take, args=[n, one.acceptor()]) for n, one in enumerate(members)]
+            for taker in takers:
+                taker.start()
+            for n in range(400):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                if n % 5 == 0:
+                    time.sleep(0.001)  # clients of a server do not all come at the same moment
+            while sum(counts) < 400:
+                time.sleep(0.001)
+            found.append(max(counts) / max(1, min(counts)))
+            for one in members:
+                one.close()
+            for taker in takers:
+                taker.join()
+            for connection in kept:
+                connection.close()
+    return sorted(found)
+
+
+def balance(rounds: int) -> bool:
+    good = True
+    for policy in ("least", "hash", "shared"):
+        found = widest(rounds, policy)
+        uneven = sum(one > 1.5 for one in found)
+        good = good and (policy != "least" or uneven == 0)
+        print(f"  balance, {policy}: median {found[len(found) // 2]:.2f}, most {found[-1]:.2f},"
+              f" above 1.5 in {uneven} of {rounds}", flush=True)  # fmt: skip
+    return good
 
 
 def main() -> int:
@@ -258,6 +352,8 @@ def main() -> int:
             print(
                 f"{'  ' if good else '! '}{case.name}: {told['failed']} of {told['requests']} failed", told, flush=True
             )
+    if asked.only in "balance":
+        wrong += not balance(60 if asked.long else 6)
     return 1 if wrong else 0
 
 

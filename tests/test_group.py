@@ -7,7 +7,6 @@ import io
 import os
 import select
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -168,38 +167,9 @@ def test_weights_are_shares(weights: Any) -> None:
             assert queued(group) == [expected[0], expected[1], 0]
 
 
-def widest(rounds: int, policy: groups.Policy) -> list[float]:
-    """Of so many rounds: the busiest of four members, which keep 400 connections open, to the idlest."""
-    found = []
-    for _ in range(rounds):
-        with harken.group("127.0.0.1:0", 4, policy=policy) as group, contextlib.ExitStack() as stack:
-            counts = [0] * 4
-            kept: list[harken.Socket] = []
-
-            def take(number: int, acceptor: Any, counts: list[int] = counts, kept: Any = kept) -> None:
-                for connection in acceptor:
-                    counts[number] += 1
-                    kept.append(connection)
-
-            takers = [threading.Thread(target=take, args=[n, group[n].acceptor()]) for n in range(4)]
-            for taker in takers:
-                taker.start()
-            for n in range(400):
-                stack.enter_context(socket.create_connection(("127.0.0.1", group.port)))
-                if n % 5 == 0:
-                    time.sleep(0.001)  # clients of a server do not all come at the same moment
-            wait_until(lambda counts=counts: sum(counts) == 400)  # type: ignore[misc]
-            found.append(max(counts) / min(counts))
-            group.close()
-            for taker in takers:
-                taker.join()
-            close(kept)
-    return found
-
-
 @linux_only
 def test_the_emptiest_get_connections_by_the_policy_least() -> None:
-    assert max(widest(3, "least")) <= 1.5
+    assert max(retiring.widest(3, "least")) <= 1.5
 
 
 @linux_only
