@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 import harken
+from children import run
 from machine import LOOPBACKS, WINDOWS, bind_text, linux_only, posix_only
 
 THIEF = """
@@ -180,3 +182,52 @@ def test_the_call_is_named_when_it_is_misused(call: object) -> None:
         call()
     with pytest.raises(TypeError, match=rf"{name}\(\)"):
         call("127.0.0.1:0", colour="red")
+
+
+@linux_only
+def test_a_port_can_be_reserved_for_another_server() -> None:
+    with harken.bind("127.0.0.1:0", exclusive=False) as (ours,):
+        with socket.socket() as bare, pytest.raises(OSError, match="in use"):
+            bare.bind(ours.address)
+        assert not connects(*ours.address[:2])
+        with socket.create_server(ours.address) as server:
+            socket.create_connection(ours.address).close()
+            server.accept()[0].close()
+            with pytest.raises(harken.AddressInUseError):
+                ours.listen()
+        ours.listen()  # the other server has ended
+        socket.create_connection(ours.address).close()
+    with pytest.raises(io.UnsupportedOperation, match="exclusive is not available on Linux"):
+        harken.listen("127.0.0.1:0", exclusive=False)
+
+
+@linux_only
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_reserved_port_is_chosen_for_nobody_else(reuse: bool) -> None:
+    program = f"""
+    import contextlib
+    import harken
+
+    def ports(make):
+        "As many as there are."
+        made = []
+        with contextlib.suppress(OSError):
+            while len(made) < 60:
+                made.append(make())
+        found = [one.getsockname()[1] for one in made]
+        [one.close() for one in made]
+        return found
+
+    def bound():
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, {reuse:d})
+        sock.bind(("127.0.0.1", 0))
+        return sock
+
+    with harken.bind("127.0.0.1:0", exclusive=False) as (ours,), harken.listen("127.0.0.1:9"):
+        tell(ours=ours.port, bound=ports(bound), connected=ports(lambda: socket.create_connection(("127.0.0.1", 9))))
+    """
+    told = run(program, setup="echo 40000 40039 > /proc/sys/net/ipv4/ip_local_port_range")
+    assert len(told["bound"]) >= 20
+    assert len(told["connected"]) >= 20
+    assert told["ours"] not in told["bound"] + told["connected"]

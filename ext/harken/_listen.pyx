@@ -191,7 +191,8 @@ cdef class Opening:
     cdef bint is_inherited, is_range
     cdef bint has_options  # beside a backlog
     cdef int backlog
-    cdef bint reserves
+    cdef bint reserves  # harken.bind()
+    cdef bint holds  # and no other process may bind the address meanwhile
     cdef list listeners  # owned: bound by now
     cdef list discarded  # owned: bound, to a port that is in use on another address; see bind_addresses()
     cdef list left_out  # (address, error) of what this machine lacks
@@ -401,7 +402,7 @@ cdef class Opening:
         cdef net_length_t length = <net_length_t>address.ai_addrlen
         cdef int error
         self.step = "bind"
-        if not self.reserves:
+        if not self.holds:
             error = sock.bind_to(address.ai_addr, length)
         else:
             # Exclusively first, so that of two processes that reserve a port at one moment one is refused. Only then
@@ -419,7 +420,7 @@ cdef class Opening:
             self.plan.after_bind(sock, self.reserves)
         sock.wished = self.backlog
         # At once: another process that tries the same port must not get it too.
-        return sock.hold(self.backlog) if self.reserves else 0
+        return sock.hold(self.backlog) if self.holds else 0
 
     cdef int bind_vsock(self) except -1:
         """A port of a virtual machine. 0 lets the system choose here too, although Linux has another number for
@@ -606,6 +607,7 @@ def try_out(bind, plan, int family, port):
 cdef Opening opening_of(object bind, object plan, bint reserves):
     cdef Opening opening = Opening.__new__(Opening)
     opening.bind, opening.plan, opening.reserves = bind, plan, reserves
+    opening.holds = reserves and plan.asked("exclusive") is not False
     opening.scheme, opening.is_range = bind.scheme, bind.last_port is not None
     opening.is_inherited = opening.scheme == "fd" or opening.scheme == "systemd"
     opening.has_options, opening.backlog, opening.interface = plan.options is not None, plan.backlog, plan.interface
@@ -724,6 +726,9 @@ No other process can bind the addresses and listen on them meanwhile, and connec
 do not prevent bind(2). For that, on Linux SO_REUSEADDR is on during bind(2), then off until listen(2): two sockets that
 both have it may be bound to one address, and the first that calls listen(2) gets it. On Windows SO_EXCLUSIVEADDRUSE has
 this effect; macOS and the BSDs always refuse the second bind(2).
+
+With ``exclusive=False`` SO_REUSEADDR stays on: the port is kept for another server that is told its number. Linux lets
+every socket with that option bind it, and gives it to nobody who binds port 0 or connects.
 """
 
 cdef c.PyMethodDef LISTEN, BIND

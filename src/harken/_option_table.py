@@ -97,7 +97,7 @@ class Option:
         apply: Callable[[Socket, Any], None] | None = None,
         get: Callable[[Any], Any] | None = None,
         implies: str = "",
-        lacks: Callable[[str, object], str] | str = "it has no such option",
+        lacks: Callable[[str, object, str], str] | str = "it has no such option",
         privilege: str = "",
         in_force: Callable[[int, int | None], str] | None = None,
         shortfall: tuple[str, str] | None = None,
@@ -147,10 +147,11 @@ class Option:
     def __repr__(self) -> str:
         return f"<Option {self.name}>"
 
-    def missing(self, kind: str, value: object) -> str:
-        """Why this system cannot set it to this value, for a bind of this kind; empty where it can."""
+    def missing(self, kind: str, value: object, call: str) -> str:
+        """Why this system cannot set it to this value, for a bind of this kind in this call, "listen()" or "bind()";
+        empty where it can."""
         if not isinstance(self.lacks, str):
-            return self.lacks(kind, value)
+            return self.lacks(kind, value, call)
         return self.lacks if self.sockopt and self.name not in OPTIONS and value is not False else ""
 
 
@@ -179,17 +180,17 @@ def _only_ipv6(listener: Socket) -> bool | None:
     return bool(listener.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY)) if family_of(listener) == AF_INET6 else None
 
 
-def _always_exclusive(kind: str, value: object) -> str:
-    if value or kind == PATH or EXCLUSIVE_IS_A_CHOICE:
+def _always_exclusive(kind: str, value: object, call: str) -> str:
+    if value or kind == PATH or EXCLUSIVE_IS_A_CHOICE or call == "bind()":
         return ""
     return "two sockets can never listen on one address there, unless both have reuse_port"
 
 
-def _never_both(kind: str, value: object) -> str:
+def _never_both(kind: str, value: object, call: str) -> str:
     return "" if value or TAKES_BOTH else "IPv6 sockets never accept IPv4 there"
 
 
-def _no_owners(kind: str, value: object) -> str:
+def _no_owners(kind: str, value: object, call: str) -> str:
     import os
 
     return "" if hasattr(os, "chown") else "paths have no permissions of this kind there"
@@ -252,7 +253,8 @@ TABLE: dict[str, Option] = {
             "No other socket may bind this address or one that overlaps it. Always so on Linux. On Windows "
             "SO_EXCLUSIVEADDRUSE, which is the default; on macOS and the BSDs True leaves SO_REUSEADDR off, so "
             "that a restart has to wait for connections in TIME_WAIT. For the path of a unix socket, False takes it "
-            "over from a live server.",
+            "over from a live server. In `bind`, False reserves a port for another process: a socket that has "
+            "SO_REUSEADDR can bind it, and listens on it unless the port's owner has called ``listen()`` before.",
             binds=(*ANY_TCP, *UNIX),
             sets=on("no SO_REUSEADDR", linux="always on", windows="SO_EXCLUSIVEADDRUSE"),
             sockopt=False,

@@ -148,7 +148,7 @@ def for_binds(call: str, binds: Sequence[Bind], keywords: dict[str, object]) -> 
         if options.exclusive is False and str(bind.path).startswith("\0"):
             raise ValueError(f"{bind}: an abstract name cannot be taken over: it is in no directory")
         for name in options:
-            missing = TABLE[name].missing(kind_of(bind), getattr(options, name))
+            missing = TABLE[name].missing(kind_of(bind), getattr(options, name), call)
             if missing:
                 from ._errors import failure
 

@@ -72,11 +72,13 @@ static inline int net_listening(net_socket_t s, int *on)
     return getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0 ? 0 : errno;
 }
 
-/* Nobody may ever listen beside a listener, on its address or on one that overlaps. */
+/* Nothing to set: nobody may ever listen beside a listener, on its address or on one that overlaps, and beside a socket
+ * that is only bound, SO_REUSEADDR lets others in, which is on already. */
 static inline int net_exclusive(net_socket_t s, int on)
 {
     (void)s;
-    return on ? 0 : EOPNOTSUPP;
+    (void)on;
+    return 0;
 }
 
 /* Two sockets may be bound to one address when both have SO_REUSEADDR and neither listens; the first to listen wins.
