@@ -286,8 +286,21 @@ static void removed(void)
     net_unlock(disturbed->lock);
 }
 
+/* Those who accept beside him have room for what he cannot bring any more. */
+static void held_up(void)
+{
+    net_lock(disturbed->lock);
+    CHECK(disturbed->busy && net_engine_expected(disturbed) == 3);
+    net_engine_hold_up(disturbed);
+    CHECK(disturbed->held_up && net_engine_expected(disturbed) == 1);
+    disturbed->beside = 2;
+    CHECK(net_engine_expected(disturbed) == 3);
+    disturbed->beside = 0;
+    net_unlock(disturbed->lock);
+}
+
 /* Whoever is in take() while others disarm and arm the engine comes back at once, though not without the connection that
- * he began with: they may do that all the time. When they stop the engine or remove the listener he takes none. */
+ * he began with: they may do that all the time. So does he whom the others cannot wait for. When they stop the engine or remove the listener he takes none. */
 static void take_is_recalled(void (*how)(void), int expected)
 {
     net_socket_t listener = listen_somewhere(), clients[3], taken[3];
@@ -307,6 +320,7 @@ static void take_is_recalled(void (*how)(void), int expected)
         expected = 3;
     }
     CHECK(count == expected && error == (expected ? 0 : NET_EWOULDBLOCK));
+    CHECK(net_engine_expected(disturbed) == 0 && !disturbed->held_up);
     net_unlock(&lock);
     close_all(count, taken);
     CHECK(left_in_queue(listener, 3 - expected) == 3 - expected);
@@ -771,6 +785,7 @@ int main(int count, char **names)
         disarmed_it_leaves_them_in_the_queue();
         if (!takes_ahead) { /* that one keeps the lock */
             take_is_recalled(armed_anew, 1);
+            take_is_recalled(held_up, 1);
             take_is_recalled(stopped, 0);
             take_is_recalled(removed, 0);
         }

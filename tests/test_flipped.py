@@ -165,6 +165,38 @@ def held_up(thief: Path, engine: str, take: str, then: str) -> None:
     assert (child.returncode, child.stderr) == (0, "")
 
 
+LIMIT = """
+import ctypes, sys
+import harken
+from wire import Call, clients
+with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor(engine=sys.argv[1], limit=3) as acceptor:
+    def serve():
+        for connection in acceptor:
+            connection.sendall(b"!")
+            connection.close()
+    with clients(listeners[0].address, 30) as connected:
+        ctypes.c_int.in_dll(ctypes.CDLL(None), "thief_delays").value = 60_000
+        workers = [Call(serve) for _ in range(8)]
+        assert all(client.recv(1) == b"!" for client in connected)
+        acceptor.close()
+        for worker in workers:
+            worker.outcome()
+    print(acceptor.stats().accepted, acceptor.stats().high_water <= 3)
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_that_do_not_wait_for_a_slow_accept_keep_to_the_limit(thief: Path, engine: str) -> None:
+    """Who is held up has room for what it may still bring: those beside it take no more than the rest."""
+    if reason := forbidden(engine):
+        pytest.skip(f"no {engine} here: {reason}")
+    child = subprocess.run(
+        [sys.executable, "-c", LIMIT, engine],
+        env={**CHILD_ENVIRONMENT, "LD_PRELOAD": str(thief)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (child.stdout, child.stderr) == ("30 True\n", "")
+
+
 @posix_only
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,6 +1,6 @@
 /* Stands for another process that shares a listener: while thief_works is set, just before every accept4() of this
- * process the listener is made blocking, and the connection that was seen is accepted. Preloaded by test_flipped.py, for
- * Linux and glibc. */
+ * process the listener is made blocking, and the connection that was seen is accepted. While thief_delays is set, each
+ * accept4() comes back so many microseconds later. Preloaded by test_flipped.py, for Linux and glibc. */
 #if __has_include(<dlfcn.h>)
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-int thief_works;
+int thief_works, thief_delays;
 
 int accept4(int listener, struct sockaddr *address, socklen_t *length, int flags)
 {
@@ -23,6 +23,11 @@ int accept4(int listener, struct sockaddr *address, socklen_t *length, int flags
             close(stolen);
         on = 0;
         ioctl(listener, FIONBIO, &on);
+    }
+    if (thief_delays) {
+        int accepted = real(listener, address, length, flags);
+        usleep((useconds_t)thief_delays);
+        return accepted;
     }
     return real(listener, address, length, flags);
 }

@@ -532,9 +532,9 @@ cdef class Acceptor:
         if not engine.stopped:
             if self.reasons:
                 return c.NET_EWOULDBLOCK
-            wished = min(wished, engine.room - engine.insiders)
+            wished = min(wished, engine.room - engine.beside)
             if wished < 1:
-                if not engine.insiders:
+                if not engine.beside:
                     self.fill_up()
                 return c.NET_EWOULDBLOCK
             if self.reserve == c.NET_INVALID:
@@ -593,8 +593,12 @@ cdef class Acceptor:
         cdef int error
         if self.reasons:
             return c.NET_EWOULDBLOCK
-        wished = min(wished, self.room() - engine.insiders)
+        wished = min(wished, self.room() - c.net_engine_expected(engine))
+        if wished < 1:
+            return c.NET_EWOULDBLOCK
+        engine.beside += wished  # theirs and ours together are never more than there is room for
         error = c.net_engine_take_beside(engine, wished, nonblocking, taken, where, count)
+        engine.beside -= wished
         self.counted(count[0])
         return error
 
@@ -615,7 +619,7 @@ cdef class Acceptor:
         cdef int tries = 0
         while self.gauge.engine != NULL and self.gauge.engine.busy:
             if tries == YIELDS + DOZES:
-                self.gauge.engine.held_up = True
+                c.net_engine_hold_up(self.gauge.engine)
             if self.gauge.engine.held_up:
                 return False
             unlock(self.gauge)

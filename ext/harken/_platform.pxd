@@ -177,7 +177,7 @@ cdef extern from "platform/engines/engine.h" nogil:
     ctypedef struct net_engine_t:
         const char *name
         net_socket_t *listeners
-        int count, left, armed, stopped, culprit, full, room, busy, held_up, insiders
+        int count, left, armed, stopped, culprit, full, room, busy, held_up, beside
         int *inside
         net_lock_t *lock
         net_failures_t failures
@@ -193,6 +193,8 @@ cdef extern from "platform/engines/engine.h" nogil:
     void net_engine_calm(net_engine_t *engine)
     int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
     int net_engine_take(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where, int *count)
+    void net_engine_hold_up(net_engine_t *engine)
+    int net_engine_expected(net_engine_t *engine)
     int net_engine_take_beside(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where,
                                int *count)
     int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)

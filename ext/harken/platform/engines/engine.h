@@ -106,10 +106,12 @@ struct net_engine {
                     connections ahead takes no more, or one a listener. NET_ROOM_FOR_ALL, the default: as it likes */
     net_lock_t *lock; /* the caller's, which it has in all calls but wait() and wake(). NULL: it is not given up */
     int busy;         /* 1 + the index of the listener from which a thread accepts without the lock; 0: none does */
-    int held_up;      /* the caller's note that this lasts; 0 again with `busy` */
+    int held_up;      /* the caller has noted that this lasts, and asked it to come back; 0 again with `busy` */
+    int asked;        /* how many connections that thread may take */
+    long in_hand;     /* how many it has so far */
+    int beside;       /* how many those may take who accept beside it: the caller's */
     long recalled;    /* that thread is to come back: NET_RECALLED or NET_STOPPED */
     int *inside;      /* owned: for each listener, how many threads are in accept() on it without the lock */
-    int insiders;     /* all of them */
     int flipped;      /* how often we have seen that somebody had made a listener block */
     net_failures_t failures;
 };
@@ -177,7 +179,6 @@ typedef int (*net_engine_part_t)(net_engine_t *engine, int index, int nonblockin
 static inline void net_engine_go_inside(net_engine_t *engine, int index)
 {
     engine->inside[index]++;
-    engine->insiders++;
     if (engine->lock)
         net_unlock(engine->lock);
 }
@@ -187,7 +188,6 @@ static inline void net_engine_come_back(net_engine_t *engine, int index)
     if (engine->lock)
         net_lock(engine->lock);
     engine->inside[index]--;
-    engine->insiders--;
 }
 
 /* Did it block? A failure comes again, from accept(). */
@@ -238,6 +238,7 @@ static inline int net_engine_part(net_engine_t *engine, int index, int nonblocki
         error = net_accept(listener, nonblocking, NULL, NULL, &taken[*got]);
         if (error == 0) {
             ++*got;
+            net_add(&engine->in_hand, 1);
         } else {
             if (engine->lock)
                 net_lock(engine->lock); /* and still busy */
@@ -473,8 +474,29 @@ static inline int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
 static inline int net_engine_take(net_engine_t *engine, int limit, int nonblocking, net_socket_t *taken, int *from,
                                   int *count)
 {
+    int error;
     net_swap(&engine->recalled, 0);
-    return engine->calls->take(engine, limit, nonblocking, taken, from, count);
+    net_swap(&engine->in_hand, 0);
+    engine->asked = limit;
+    error = engine->calls->take(engine, limit, nonblocking, taken, from, count);
+    engine->asked = 0;
+    return error;
+}
+
+/* The thread in take() does not come back from accept(): it is to do so after that, with what it has then. */
+static inline void net_engine_hold_up(net_engine_t *engine)
+{
+    engine->held_up = 1;
+    net_engine_recall(engine, NET_RECALLED);
+}
+
+/* How many connections threads that are inside without the lock may bring, at the most. */
+static inline int net_engine_expected(net_engine_t *engine)
+{
+    long most = engine->asked;
+    if (engine->held_up && net_get(&engine->in_hand) + 1 < most)
+        most = net_get(&engine->in_hand) + 1;
+    return (int)most + engine->beside;
 }
 static inline int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
 {

@@ -458,6 +458,7 @@ static inline int net_uring_part(net_engine_t *engine, int index, int nonblockin
         int ask = want - *got < NET_URING_MOST ? want - *got : NET_URING_MOST, n, error;
         int failed = net_uring_batch(self, index, nonblocking, ask, taken + *got, &n, &error);
         *got += n;
+        net_add(&engine->in_hand, n);
         if (failed && self->owed) {
             net_epoll_wake(engine); /* for the next take(), which hands it out before those behind it */
             return NET_EWOULDBLOCK;
@@ -483,6 +484,7 @@ static inline int net_uring_take(net_engine_t *engine, int limit, int nonblockin
     net_uring_t *self = (net_uring_t *)engine;
     int before = self->owed ? net_uring_collect(self, nonblocking, taken, from) : 0, error = 0;
     *count = 0;
+    net_add(&engine->in_hand, before);
     engine->full = before == limit;
     if (before < limit)
         error = net_epoll_take_by(net_uring_part, engine, limit - before, nonblocking, taken + before, from + before,
