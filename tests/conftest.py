@@ -6,15 +6,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from forkserver import own_sockets
+from hypothesis.configuration import set_hypothesis_home_dir
 
 import harken
 from engines import NAMES, forbidden, one_listener
-from machine import WINE, lacks, open_sockets
+from machine import WINDOWS, WINE, lacks, open_sockets
+
+if WINDOWS and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    # hypothesis makes a temporary folder and removes it. Windows' tempfile tries 10,000 times in one that is going.
+    set_hypothesis_home_dir(Path(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), worker))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

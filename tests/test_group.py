@@ -660,6 +660,8 @@ def test_beside_a_unix_socket_tcp_is_steered(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "text", "arguments"),
     [
+        # Where there is no such option, that is said instead.
+        pytest.param(ValueError, "reuse_port='join' is not for it", {"reuse_port": "join"}, marks=posix_only),
         (ValueError, "size is from 1 to 1999, and not 0", {"size": 0}),
         (ValueError, "size is from 1 to 1999, and not 10000", {"size": 10000}),
         (TypeError, "size is an int, and not str", {"size": "4"}),
@@ -670,7 +672,6 @@ def test_beside_a_unix_socket_tcp_is_steered(tmp_path: Any) -> None:
         (TypeError, "group() needs at least one bind", {"binds": []}),
         (ValueError, "not a bind|port 'x'", {"binds": "x:y:z"}),
         (TypeError, "group() got an unexpected keyword argument 'backlogs'", {"backlogs": 3}),
-        (ValueError, "reuse_port='join' is not for it", {"reuse_port": "join"}),
         (ValueError, "reuse_port=False is not for it", {"binds": "127.0.0.1:0?reuse_port=0"}),
     ],
 )
