@@ -130,6 +130,73 @@ def test_a_signal_ends_it_cleanly_with_clients_open(number: str) -> None:
                 socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
+@posix_only
+@pytest.mark.parametrize(
+    "number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU"]
+)
+def test_whatever_signal_ends_it_removes_the_path(number: str, tmp_path: Path) -> None:
+    with serving(f"unix:{tmp_path}/socket") as child:
+        next_line(child, LISTENING)
+        child.send_signal(getattr(signal, number))
+        assert "accepted 0 connections" in next_line(child, "accepted")
+        assert child.wait(30) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix_only
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As nohup(1) has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serving(f"unix:{tmp_path}/socket") as child:
+            next_line(child, LISTENING)
+            child.send_signal(signal.SIGHUP)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(f"{tmp_path}/socket")
+                client.sendall(b"still there")
+                assert client.recv(11) == b"still there"
+            child.terminate()
+            assert child.wait(30) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@posix_only
+def test_a_signal_during_the_start_leaves_no_path(tmp_path: Path) -> None:
+    """It comes as soon as the path is there, with whatever the server does then."""
+    for turn in range(10):
+        path = tmp_path / str(turn)
+        with serving(f"unix:{path}") as child:
+            wait_until(path.exists)
+            child.terminate()
+            assert child.wait(30) in (0, 128 + signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix_only
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_ends_the_opening_of_listeners(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``before``: while it takes long. ``after``: when the listeners are there and nobody serves yet."""
+
+    def opening(*binds: str, **options: Any) -> harken.Listeners:
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("goes on")
+        return harken.listen(*binds, **options)
+
+    class Signalled(_serve.Report):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("harken._cli.serve.listen", opening)
+    if moment == "after":
+        monkeypatch.setattr("harken._cli.serve.Report", Signalled)
+    code = main(["serve", f"unix:{tmp_path}/socket"])
+    assert code == (128 + signal.SIGTERM if moment == "before" else 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_serves_on_when_nobody_reads_what_it_tells() -> None:
     command = [sys.executable, "-m", "harken", "serve", "127.0.0.1:0", "--for", "1", "--every", "0.01"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:

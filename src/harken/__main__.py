@@ -9,9 +9,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from ._cli.serve import Stop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="an echo server on the given binds",
-        description="Listens on every BIND and sends back whatever clients send, until Ctrl-C, SIGTERM or --for.",
+        description="Listens on every BIND and sends back whatever clients send, until Ctrl-C, SIGTERM or"
+        " another signal that would end it, or --for.",
         epilog="A BIND is anything that harken.listen() accepts: 8080, 127.0.0.1:8080, [::1]:8080, localhost:http,"
         " :8000-8010,"
         " unix:/run/app.sock, fd://3, also with options: :8080?reuse_port=1. Port 0 lets the system choose.",
@@ -146,20 +150,29 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     from ._cli import serve
 
+    with serve.Stop() as stop:
+        return _serve_until(stop, options)
+
+
+def _serve_until(stop: Stop, options: argparse.Namespace) -> int:
+    from ._cli import serve
+
     try:
         with warnings.catch_warnings(record=True, action="always") as told:
-            listeners = serve.open_listeners(options.binds, options.backlog)
+            listeners = serve.open_listeners(options.binds, options.backlog, stop)
+    except serve.Stopped as stopped:
+        return 128 + stopped.number
     except ValueError as error:
         print(f"harken: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"harken: {error}", file=sys.stderr)
         return 1
-    for warning in told:
-        print(f"harken: {warning.message}", file=sys.stderr)
-    report = serve.Report(sys.stdout, as_json=options.json, every=options.every)
     with listeners:
-        serve.run(listeners, report, options.seconds)
+        for warning in told:
+            print(f"harken: {warning.message}", file=sys.stderr)
+        report = serve.Report(sys.stdout, as_json=options.json, every=options.every)
+        serve.run(listeners, report, stop, options.seconds)
     return 0
 
 

@@ -15,9 +15,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from functools import partial
+from typing import Any, Self, TextIO
 
 from .._errors import ListenError, shown
 from .._listen import listen
@@ -31,10 +32,66 @@ PATIENCE = 0.5  # seconds at the end for lines that are not written yet
 MOST_WAITING = 100  # lines that nobody has read; with more, figures are left out
 
 
-def open_listeners(binds: Sequence[str], backlog: int | None) -> Listeners:
-    """The listeners that were asked for; by default the loopback addresses that this machine has."""
-    if binds:
-        return listen(*binds, backlog=backlog)
+class Stop:
+    """The signals that end the server, from before there is a path until it is removed again: a process that is killed
+    leaves it behind. One that comes while the listeners are opened, which may take long, ends that with `Stopped`."""
+
+    ALWAYS = ("SIGINT", "SIGTERM", "SIGBREAK")
+    BY_DEFAULT = ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
+    """Those that would kill: not SIGHUP under nohup(1), which has it ignored."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # by this signal; 0: not yet
+        self.opening = False
+        self.tell: Callable[[], object] = int  # does nothing
+        self._before: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> Self:
+        for name in (*self.ALWAYS, *self.BY_DEFAULT):
+            number = getattr(signal, name, None)
+            if number is not None and (name in self.ALWAYS or signal.getsignal(number) is signal.SIG_DFL):
+                self._before.append((number, signal.signal(number, self._came)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def _came(self, number: int, _: object) -> None:
+        self.asked = number
+        if self.opening:
+            self.opening = False
+            raise Stopped(number)
+        self.tell()
+
+
+class Stopped(BaseException):
+    """A signal came while the listeners were opened."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def open_listeners(binds: Sequence[str], backlog: int | None, stop: Stop) -> Listeners:
+    """The listeners that were asked for; by default the loopback addresses that this machine has. Raises what
+    `harken.listen` raises, and `Stopped`."""
+    opened: Listeners | None = None
+    try:
+        stop.opening = True
+        if stop.asked:
+            raise Stopped(stop.asked)
+        # A path is given back when the result of listen() is dropped before this has it, and not later.
+        opened = listen(*binds, backlog=backlog) if binds else _open_default(backlog)
+        stop.opening = False
+        return opened
+    except BaseException:
+        stop.opening = False
+        if opened is not None:
+            opened.close()
+        raise
+
+
+def _open_default(backlog: int | None) -> Listeners:
     try:
         return listen(*DEFAULT_BINDS, backlog=backlog)
     except ListenError as error:
@@ -169,9 +226,9 @@ class Report:
         self._out.put(f"{text}\n", most_waiting)
 
 
-def run(listeners: Listeners, report: Report, seconds: float | None = None) -> None:
-    """Serves until Ctrl-C, SIGTERM, or for ``seconds``."""
-    asyncio.run(Server(listeners, report).serve(seconds))
+def run(listeners: Listeners, report: Report, stop: Stop, seconds: float | None = None) -> None:
+    """Serves until a signal comes, or for ``seconds``."""
+    asyncio.run(Server(listeners, report).serve(stop, seconds))
 
 
 class Server:
@@ -186,15 +243,13 @@ class Server:
         self._adopting: set[asyncio.Task[object]] = set()
         self._ended = threading.Event()
 
-    async def serve(self, seconds: float | None) -> None:
+    async def serve(self, stop: Stop, seconds: float | None) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self.report.failed)
-        stop = asyncio.Event()
-        before = {
-            number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-            for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", None))
-            if number is not None
-        }
+        ends = asyncio.Event()
+        stop.tell = partial(loop.call_soon_threadsafe, ends.set)
+        if stop.asked:
+            ends.set()
         threads = [threading.Thread(target=self._accept, args=(listener, loop)) for listener in self.listeners]
         begun = time.monotonic()
         for listener in self.listeners:
@@ -205,7 +260,7 @@ class Server:
         for thread in threads:
             thread.start()
         try:
-            await asyncio.wait_for(stop.wait(), seconds)
+            await asyncio.wait_for(ends.wait(), seconds)
         except TimeoutError:
             pass  # --for is over
         finally:
@@ -218,8 +273,7 @@ class Server:
                 transport.abort()
             seconds = time.monotonic() - begun
             await asyncio.to_thread(self.report.summary, self.accepted, self.echoed, open_at_end, seconds)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            stop.tell = int
 
     def _close(self, threads: list[threading.Thread]) -> None:
         self.listeners.close()  # a path may be on a file system that is far away
