@@ -235,3 +235,24 @@ def test_several_listeners_of_one_call_share_a_port_whatever_is_hidden(proc: str
         tell(told=told)
     """
     assert behind(proc, program)["told"] == [True, True, True]
+
+
+@needs_root
+@needs_mount
+@pytest.mark.parametrize("call", ["listen", "bind"])
+@pytest.mark.parametrize("proc", PROCS)
+def test_listeners_of_several_calls_share_a_port_whatever_is_hidden(proc: str, call: str) -> None:
+    program = f"""
+        import harken
+        with harken.listen("127.0.0.1:0") as free:
+            port = free.port
+        calls = [harken.{call}(f"127.0.0.1:{{port}}", reuse_port=True) for _ in range(3)]
+        for listeners in calls:
+            listeners.listen()
+        told = [listeners.port == port for listeners in calls]
+        for listeners in calls:
+            listeners.close()
+        harken.listen(f"127.0.0.1:{{port}}").close()
+        tell(told=told)
+    """
+    assert behind(proc, program)["told"] == [True, True, True]

@@ -231,8 +231,10 @@ def test_where_it_cannot_be_told_whose_the_group_is_the_port_is_taken(monkeypatc
     and never an ImportError."""
     with harken.listen("127.0.0.1:0", reuse_port=True) as (listener,):
         monkeypatch.setitem(sys.modules, "harken._diagnosis.holders", None)
-        with pytest.raises(harken.AddressInUseError):
-            harken.listen(listener.url, reuse_port=True)
+        harken.listen(listener.url, reuse_port=True).close()  # whose it is is known without
+        url = listener.url
+        with listener.to_socket(), pytest.raises(harken.AddressInUseError):
+            harken.listen(url, reuse_port=True)
 
 
 @pytest.mark.parametrize("at_bind", [False, True])

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 from _warnings import warn  # of C: the module warnings may be out of reach by now
+from _weakref import ref
 
 from ._loading import load
-from ._socket import Socket, family_of, numbers_of
+from ._socket import Socket, family_of, numbers_of, state_of
 from ._system import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, JOINS_LATE, SO_REUSEADDR, SOL_SOCKET
 
 TYPE_CHECKING = False
@@ -115,12 +116,16 @@ class Plan:
 
     def _share(self, sock: Socket, address: Address | str) -> None:
         _sockopt().apply_one(sock, address, _table().TABLE["reuse_port"], True)
+        _sharing.append(ref(sock, _sharing.remove))
 
     # ------------------------------------------------------------------ sharing a port
 
     def is_ours(self, address: Address, *states: str) -> bool:
         """Whether this process has a socket on exactly this address, in one of the states if there are any: then it is
-        the group to join. On an address that only overlaps there may be another group."""
+        the group to join. On an address that only overlaps there may be another group. A listener that has given its
+        socket away is found in the system's tables only."""
+        if any(_has(one(), address, states) for one in _sharing.copy()):
+            return True
         try:
             found = [
                 one for one in load("harken._diagnosis.holders").holders(address) if one.address[:2] == address[:2]
@@ -168,6 +173,17 @@ class Plan:
 
 
 DEFAULT = Plan()
+
+_sharing: list[ref[Socket]] = []
+"""This process's sockets that share their port, known without the system's tables: /proc may be hidden."""
+
+
+def _has(sock: Socket | None, address: Address, states: tuple[str, ...]) -> bool:
+    try:
+        return sock is not None and sock.getsockname()[:2] == address[:2] and (not states or state_of(sock) in states)
+    except OSError:  # it is closed, or was given away
+        return False
+
 
 
 def _sockopt() -> Any:
