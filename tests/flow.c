@@ -501,12 +501,15 @@ static void numbers_mean_the_same(void)
     CHECK(net_backlog(7) == 7);
     CHECK(net_has_family(AF_INET) == 0 || net_has_family(AF_INET6) == 0); /* never both away */
     CHECK(!net_overloaded(0) && !net_overloaded(NET_EBADF) && !net_forbidden(NET_EBADF));
+    CHECK(!net_has_no_name(0) && !net_has_no_name(NET_EBADF) && !net_has_no_name(NET_ENOMEM));
     CHECK(net_died_waiting(NET_EWOULDBLOCK) == 0 && net_died_waiting(NET_EBADF) == 0 && net_died_waiting(0) == 0);
 #ifdef _WIN32
     CHECK(net_overloaded(WSAEMFILE) && net_overloaded(WSAENOBUFS) && !net_forbidden(WSAEACCES));
+    CHECK(net_has_no_name(WSAENOTCONN) && net_has_no_name(WSAEINVAL) && !net_has_no_name(WSAENOBUFS));
     CHECK(net_died_waiting(WSAECONNRESET) && net_died_waiting(WSAECONNABORTED));
     CHECK(net_backlog(-1) == SOMAXCONN && net_backlog(1000) == -1000 && net_backlog(1 << 30) == -65535);
 #else
+    CHECK(net_has_no_name(ENOTCONN) && !net_has_no_name(ENOBUFS));
     CHECK(net_died_waiting(ECONNABORTED) && !net_died_waiting(EMFILE));
     CHECK(net_overloaded(EMFILE) && net_overloaded(ENOMEM) && net_forbidden(EPERM));
     CHECK(net_backlog(-1) < 0 || net_backlog(-1) >= SOMAXCONN);

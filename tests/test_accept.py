@@ -36,7 +36,7 @@ from wire import (
 
 import harken
 from children import FORK, needs_strace, traced
-from machine import WINDOWS, linux_only, posix_only, windows_only, wine_lacks
+from machine import LINUX, WINDOWS, linux_only, posix_only, windows_only, wine_lacks
 
 MEGABYTE = 1 << 20
 EBADF = 10038 if WINDOWS else errno.EBADF
@@ -152,7 +152,8 @@ def test_unix_connections_are_taken_too(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("call", "calls"),
     [
-        ("listener.accept_many()", ["getsockopt", *["accept4"] * 5]),  # how many wait, and no attempt in vain
+        # Is it still non-blocking, how many wait; and no attempt in vain.
+        ("listener.accept_many()", ["ioctl", "getsockopt", *["accept4"] * 5]),
         ("[listener.accept() for _ in range(5)]", ["accept4"] * 5),
     ],
 )
@@ -641,6 +642,24 @@ def test_whoever_shares_a_listener_may_make_it_block(method: str) -> None:
             listener.close()
             with fails(EBADF):
                 again.outcome()
+
+
+@posix_only
+def test_a_batch_does_not_wait_where_others_made_the_listener_block(listener: harken.Socket) -> None:
+    """On a unix socket, whose queue is not looked at before, and on TCP."""
+    with harken.Socket(socket.AF_UNIX) as abstract:
+        listeners = [listener]
+        if LINUX:
+            abstract.bind("\0harken-" + os.urandom(8).hex())
+            abstract.listen()
+            listeners.append(abstract)
+        for each in listeners:
+            each.setblocking(False)
+            with each.dup() as twin:
+                os.set_blocking(twin.fileno(), True)
+                assert Call(each.accept_many).outcome() == []
+                os.set_blocking(twin.fileno(), True)
+                assert Call(each.accept_many, 1).outcome() == []
 
 
 @posix_only

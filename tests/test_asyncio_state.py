@@ -16,16 +16,18 @@ import time
 import types
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from test_asyncio import WAYS, Way, address_of, ask, caught, connect, echo, until, way
-from wire import CHILD_ENVIRONMENT
+from wire import CHILD_ENVIRONMENT, Call, python
 
 import harken
 import harken.asyncio
+import harken.asyncio._threads
 import harken.asyncio._transports
+from children import FORK
 from machine import open_sockets, posix_only
 
 assert way  # a fixture
@@ -396,3 +398,114 @@ def test_a_close_that_fails_is_not_waited_for() -> None:
         await asyncio.wait_for(server.wait_closed(), 10)
 
     asyncio.run(main())
+
+
+# ---------------------------------------------------------------------- paths that are being removed
+
+
+class Slow:
+    """What closes takes as long as the test wants."""
+
+    family = harken.AF_UNIX
+
+    def __init__(self) -> None:
+        self.begun, self.go_on, self.closed = threading.Event(), threading.Event(), 0
+
+    def close(self) -> None:
+        self.begun.set()
+        assert self.go_on.wait(20)
+        self.closed += 1
+
+
+def closing(slow: Slow, then: Callable[[], object] = int) -> bool:
+    return harken.asyncio._threads.close_all([slow], {}, then)
+
+
+def test_who_waits_for_paths_waits_for_a_thread_that_is_not_started_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    waiting: list[Call] = []
+    start = threading.Thread.start
+
+    def late(self: threading.Thread) -> None:
+        if self.name == "harken.aside":
+            waiting.append(Call(harken.asyncio._threads.wait_for_paths))
+            waiting[0].join(0.05)
+        start(self)
+
+    async def test() -> None:
+        monkeypatch.setattr(threading.Thread, "start", late)
+        assert closing(slow)
+
+    asyncio.run(test())
+    assert slow.begun.wait(20)
+    assert waiting[0].is_alive()
+    slow.go_on.set()
+    waiting[0].outcome()
+    assert slow.closed == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_start_that_fails_or_is_interrupted_keeps_nobody_waiting(
+    when: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not there is a thread by then, it is closed once, by that thread or by whoever wanted to start it."""
+    slow = Slow()
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name != "harken.aside":
+            start(self)
+            return
+        if when == "after":
+            start(self)
+            assert slow.begun.wait(20)
+        slow.go_on.set()
+        raise error
+
+    async def test() -> None:
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        if error is RuntimeError and when == "before":  # there is no room for a thread
+            assert not closing(slow)
+        else:
+            with pytest.raises(error):
+                closing(slow)
+
+    asyncio.run(test())
+    harken.asyncio._threads.wait_for_paths()
+    assert slow.closed == (0 if (error, when) == (KeyboardInterrupt, "before") else 1)
+
+
+@posix_only
+def test_a_forked_child_waits_for_nothing_that_a_thread_of_its_parent_does() -> None:
+    """Neither for what is being closed nor for a server's lock."""
+    python(
+        FORK
+        + """
+import asyncio, harken.asyncio, tempfile
+from test_asyncio_state import Slow
+from harken.asyncio import _threads
+slow, folder = Slow(), tempfile.TemporaryDirectory()
+
+async def main():
+    server = await harken.asyncio.start_server(lambda *_: None, f"unix:{folder.name}/socket", start_serving=False)
+    assert _threads.close_all([slow], server._paths, int)  # with its lock
+    assert slow.begun.wait(20)
+    def child():
+        _threads.wait_for_paths()
+        number = server.sockets[0].fileno()
+        server.close()
+        try:
+            os.fstat(number)
+        except OSError:
+            return
+        raise AssertionError("is open")
+    in_a_child(child)
+    assert os.path.exists(f"{folder.name}/socket")
+    slow.go_on.set()
+    server.close()
+    await server.wait_closed()
+    assert not os.path.exists(f"{folder.name}/socket")
+asyncio.run(main())
+"""
+    )

@@ -37,7 +37,7 @@ from harken import _system
 from harken.__main__ import main
 from harken._diagnosis import foresee as _foresee
 from harken._diagnosis import holders as _holders
-from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6
+from machine import HAS_IPV6, LINUX, WINDOWS, linux_only, needs_ipv6, posix_only
 
 if TYPE_CHECKING:
     from poison import Poison
@@ -1296,3 +1296,35 @@ def test_nothing_listens_and_all_is_closed(poison: Poison, room: Path) -> None:
     assert list(room.iterdir()) == []
     assert (report.calls["listen"], report.calls["sockets"]) == (0, 0)
     assert report.calls["bind"] >= 5
+
+
+@posix_only
+@pytest.mark.parametrize("query", ["", "?exclusive=0"])
+def test_two_names_of_one_socket_are_two_places(tmp_path: Path, query: str) -> None:
+    """Hard links: each gets a socket of its own."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(one))
+        server.listen()
+        other.hardlink_to(one)
+        if not query:
+            server.close()  # a path that a dead server left
+        binds = [f"unix:{one}{query}", f"unix:{other}{query}"]
+        assert [row.verdict for row in _foresee.foresee(binds)] == ["free" if query else "left behind"] * 2
+        with harken.listen(*binds) as listeners:
+            assert len({os.stat(path).st_ino for path in (one, other)}) == 2
+            assert [listener.address for listener in listeners] == [str(one), str(other)]
+
+
+@posix_only
+@pytest.mark.parametrize("way", ["linked/socket", "../{name}/socket", "/proc/self/cwd/socket"])
+def test_two_ways_to_one_place_are_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if way.startswith("/proc") and not LINUX:
+        pytest.skip("/proc of Linux")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    binds = ["unix:socket", f"unix:{way.format(name=tmp_path.name)}"]
+    assert [row.verdict for row in _foresee.foresee(binds)] == ["free", "given twice"]
+    with pytest.raises(harken.AddressInUseError, match="of the same call"):
+        harken.listen(*binds)
+    assert not (tmp_path / "socket").exists()

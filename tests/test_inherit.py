@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wire import python
 
 import harken
+from children import FORK
 from harken import IPPROTO_TCP, TCP_NODELAY, Listener, Socket
 from harken._errors import ListenError
 from machine import LOOPBACKS, WINDOWS, linux_only, posix_only
@@ -838,3 +840,31 @@ def test_harken_names_them() -> None:
     assert harken.adopt is harken._inherit.adopt
     with pytest.raises(AttributeError, match="adoptt"):
         harken.adoptt  # type: ignore[attr-defined]  # noqa: B018
+
+
+@posix_only
+def test_a_child_may_ask_although_a_thread_of_its_parent_was_choosing_at_the_fork() -> None:
+    python(
+        FORK
+        + """
+from harken import _inherit
+chosen, asking, go_on = _inherit._chosen, threading.Event(), threading.Event()
+def slowly(*arguments):
+    if threading.current_thread() is not threading.main_thread():
+        asking.set()
+        go_on.wait(20)
+    return chosen(*arguments)
+_inherit._chosen = slowly
+listener = harken.listen("127.0.0.1:0")[0]
+os.dup2(os.dup(listener.detach()), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+thread = Call(harken.from_systemd)
+assert asking.wait(20)
+def child():
+    os.environ["LISTEN_PID"] = str(os.getpid())
+    harken.from_systemd().close()
+in_a_child(child)
+go_on.set()
+thread.outcome().close()
+"""
+    )

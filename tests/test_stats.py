@@ -136,3 +136,10 @@ def test_drops_are_those_of_the_listener_itself() -> None:
         assert (one["queued"], one["overflows"], one["drops"]) == (0, 0, 0)
         assert one["namespace_drops"] >= one["namespace_overflows"] >= 10
     assert told["shown"].startswith("ListenerStats(queued=0, backlog=1, overflows=0, drops=0, namespace_overflows=")
+
+
+def test_several_at_once_are_refused_with_the_way_to_ask_each() -> None:
+    with harken.listen("127.0.0.1:0", "127.0.0.1:0") as listeners:
+        for several in (listeners, list(listeners)):
+            with pytest.raises(TypeError, match=r"one listener; for each of several: \[one\.stats\(\) for one in"):
+                harken.stats(several)  # type: ignore[arg-type]

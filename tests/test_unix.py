@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+from wire import fails
 
 import harken
 from children import NOBODY, PREAMBLE, has_ended, needs_root, run, running
@@ -618,7 +619,7 @@ class TestWhatSystemsLack:
                     tell(held=[state()[:2] == before[:2], answers(old)])
                 tell(untouched=state() == before)
             with opened(exclusive=False, **options) as new:
-                tell(state=state()[1:], answers=answers(new), moved=new.getsockname() != {path!r})
+                tell(state=state()[1:], answers=answers(new), moved=harken.Socket.getsockname(new) != {path!r})
                 if old:
                     old.close()
                     tell(still=answers(new))
@@ -739,7 +740,7 @@ class TestTakeover:
         """For those who look for it in a table of sockets."""
         with opened(path) as old, opened(path, exclusive=False) as new:
             assert old.getsockname() == path
-            bound_to = new.getsockname()
+            bound_to = harken.Socket.getsockname(new)
             assert isinstance(bound_to, str)
             assert bound_to.startswith(os.path.dirname(path) + "/.harken-")
             assert bound_to.endswith("/a.sock")
@@ -1071,7 +1072,8 @@ for path, options in (({long!r}, {{}}), ({path!r}, {{"mode": 0o640}})):
         for size in (107, 108):
             exact = path + "n" * (size - len(path))
             with opened(exact) as listener:
-                assert (listener.getsockname() == exact) == (size == 107)
+                assert (harken.Socket.getsockname(listener) == exact) == (size == 107)
+                assert listener.getsockname() == exact
         for size in (108, 109):
             name = "\0" + "n" * (size - 1)
             if size == 108:
@@ -1155,3 +1157,31 @@ class TestWindows:
             with pytest.raises(ValueError, match="on this system"):
                 opened(path, **options)
         assert folder_of(path) == []
+
+
+@posix_only
+@pytest.mark.parametrize("before", ["nothing", "dead", "live"])
+@pytest.mark.parametrize("given", ["whole", "relative", "long"])
+def test_getsockname_is_the_path_that_was_asked_for(
+    before: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that takes another's place was bound in a directory of its own, and one whose path is too long by way of
+    /proc."""
+    folder = tmp_path / ("x" * 100 if given == "long" else "folder")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with socket.socket(socket.AF_UNIX) as server:
+        if before != "nothing":
+            server.bind("socket")
+            server.listen()
+        if before == "dead":
+            server.close()
+        path = "./socket" if given == "relative" else str(folder / "socket")
+        with harken.listen(f"unix:{path}", exclusive=False) as (listener,):
+            assert listener.getsockname() == listener.address == path
+            (sock,) = harken.Listeners([listener]).sockets()
+            with sock:
+                assert sock.getsockname() == path
+            with fails(errno.EBADF):
+                sock.getsockname()
+    assert before == "live" or not os.path.lexists("socket")

@@ -99,6 +99,11 @@ cdef class Entry:
         return fsdecode(paths.join(self.home_text, self.name_text))
 
     @property
+    def asked(self):
+        """As it was asked for."""
+        return fsdecode(self.path_text)
+
+    @property
     def pending(self):
         """Is a path still to be taken over, by publish()?"""
         return self.place == BESIDE

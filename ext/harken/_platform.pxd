@@ -128,6 +128,7 @@ cdef extern from "platform/net.h" nogil:
     bint net_vsock_put(net_address_t *address, unsigned int cid, unsigned int port, net_length_t *length)
     bint net_vsock_get(const sockaddr *address, unsigned int *cid, unsigned int *port)
     bint net_died_waiting(int error)
+    bint net_has_no_name(int error)
     bint net_forbidden(int error)
     bint net_overloaded(int error)
     double net_monotonic()

@@ -19,7 +19,7 @@ What EAGAIN means. Four parties may say how long a call waits, and the first of 
 1. The timeout of this object, if it is a number. 0: EAGAIN is BlockingIOError at once. More: EAGAIN is a wait, also
    with MSG_DONTWAIT, and TimeoutError in the end. The system is never left to wait, for it knows nothing of our time:
    transfers are made with MSG_DONTWAIT, accept() and connect() on a handle that was made non-blocking just before.
-   (A listener whose timeout is 0 keeps the mode that it was given: accept() would cost a second system call.)
+   (accept() of a listener whose timeout is 0 trusts the mode that it was given: it would cost a second system call.)
 2. The caller's flags of this call. MSG_DONTWAIT: BlockingIOError at once. So, too, for urgent data and the error queue,
    for which no system waits.
 3. The caller's SO_RCVTIMEO or SO_SNDTIMEO. The kernel waits that long, and EAGAIN is BlockingIOError; connect() says
@@ -251,7 +251,8 @@ cdef class Socket:
     cdef int must_not_block(self, bint trusts) except -1:
         """For accept(2) and connect(2), which have no MSG_DONTWAIT, and from which close() could not wake a thread.
         Duplicates and other processes share the mode and may have changed it; an ioctl() costs less than a poll()
-        before each. ``trusts``: a socket that never waits keeps the mode that it was given; one system call less."""
+        before each. ``trusts``: a socket whose timeout is 0 keeps the mode that it was given; one system call less,
+        which accept() would feel, and a batch does not."""
         cdef int error
         if trusts and self.seconds == 0:
             return self.set_blocks(False)
@@ -436,7 +437,7 @@ cdef class Socket:
             raise ValueError(f"limit must be at least 1: {limit}")
         self.must_be_open()
         while True:
-            self.must_not_block(True)
+            self.must_not_block(False)
             wished = <int>min(limit - len(found), BATCH)
             self.enter(False, &handle)
             with nogil:
@@ -1700,10 +1701,16 @@ cdef object description(net_socket_t handle):
         return family, type, "listening"
     if c.getpeername(handle, &address.any, &length) == 0:
         return family, type, "connected"
+    error = c.net_last_error()
+    if not c.net_has_no_name(error):
+        c.net_raise(error)
     length = sizeof(address)
     memset(&address, 0, sizeof(address))
     if c.getsockname(handle, &address.any, &length) != 0:
-        return family, type, "new"  # Winsock has no name for it
+        error = c.net_last_error()
+        if not c.net_has_no_name(error):
+            c.net_raise(error)
+        return family, type, "new"
     if family == c.AF_INET or family == c.AF_INET6:
         return family, type, "bound" if address.ipv4.sin_port else "new"  # in the same place for both
     return family, type, "bound" if <size_t>length > c.NET_PATH_AT else "new"
@@ -1713,6 +1720,22 @@ def describe(handle):
     """A handle from elsewhere: ``(family, type, state)``; it stays as it is. The state is ``listening``, ``connected``,
     ``bound`` or, for a socket that has no address yet, ``new``."""
     return of_handle(handle, description)
+
+
+cdef object copied(net_socket_t handle):
+    cdef Socket copy = <Socket>c.object_of(Socket)
+    cdef int error = c.net_duplicate(handle, &copy.handle)
+    if error == 0:
+        error = c.net_describe(copy.handle, &copy.domain, &copy.kind, &copy.proto)
+    if error:
+        copy.end()
+        c.net_raise(error)
+    return copy
+
+
+def copy_of(handle):
+    """A Socket with a duplicate of a handle from elsewhere, to ask it; the mode stays as it is."""
+    return of_handle(handle, copied)
 
 
 def let_go(Socket sock not None):

@@ -91,4 +91,10 @@ def passed():
 PASSED = passed()
 
 
+def of_this_process(dict made not None, kind):
+    """What ``kind()`` returns, made once in each process and kept in ``made``. A lock that is had in this way is free
+    in a forked child, also where a thread of the parent has it at that moment."""
+    return made.setdefault(forks(), kind())
+
+
 include "ending.pxi"

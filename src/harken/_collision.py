@@ -63,20 +63,18 @@ def _facts(
 
 
 def is_same_path(one: str, other: str) -> bool:
-    """Whether two paths lead to the same file, or to the same place for one."""
+    """Whether two paths are the same entry of a directory. Two entries for one file, hard links, are not: each can have
+    a socket of its own."""
     if one == other or one.startswith("\0") or other.startswith("\0"):
         return one == other
-    if _place(one) == _place(other):
-        return True
+    (folder, name), (other_folder, other_name) = os.path.split(one), os.path.split(other)
     try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
+        if name == other_name:
+            return os.path.samefile(folder or ".", other_folder or ".")
+        first, second = os.lstat(one), os.lstat(other)  # where case makes no difference
+        return first.st_nlink == 1 and os.path.samestat(first, second)
     except OSError:
         return False
-
-
-def _place(path: str) -> str:
-    folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
 
 
 def is_given_twice(path: str, sockets: list[Listener]) -> bool:

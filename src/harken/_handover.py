@@ -58,6 +58,11 @@ class ListeningSocket(socket.socket):
             apply_at_accept(connection.fileno(), self._at_accept)
         return connection, address
 
+    def getsockname(self) -> Any:
+        """getsockname(2); of a unix socket the path as it was asked for, whatever it was bound to."""
+        bound = super().getsockname()
+        return bound if self._entry is None else self._entry.asked
+
     def dup(self) -> ListeningSocket:
         """A second one for the same socket: dup(2)."""
         twin = empty(ListeningSocket)

@@ -16,7 +16,7 @@ from ._listener import Listener, Listeners
 from ._loading import load
 from ._paths import Descriptor
 from ._socket import adopt, alone, describe, family_of, give_back, set_carried, take_numbers
-from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM
+from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM, of_this_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def failed(step: str, address: str, reason: OSError | str) -> NoReturn:
 _passed: list[tuple[str, int]] = []  # what systemd passed to this process: names and descriptors
 _taken: set[int] = set()  # those that somebody has, and others that were adopted by their number
 _by_number: set[int] = set()  # adopted so, and not close-on-exec before: if they are systemd's, they were passed
-_choosing = RLock()  # so that of two threads only one has it
+_choosing: dict[int, RLock] = {}  # a lock in each process, so that of two threads only one has a socket
 
 
 def from_systemd(*names: str) -> Listeners:
@@ -114,7 +114,7 @@ def from_systemd(*names: str) -> Listeners:
     """
     found: list[Listener] = []
     try:
-        alone(_choosing, _take, names, found)
+        alone(of_this_process(_choosing, RLock), _take, names, found)
         return Listeners(found)
     except BaseException:
         give_back(found, _taken)
@@ -125,7 +125,7 @@ def inherit(bind: Bind, open_already: list[int], into: list[Listener]) -> None:
     """What an ``fd://`` or a ``systemd:`` bind stands for is added to ``into``, all or nothing. The same call to
     `harken.listen` has the others already. ``systemd:`` alone stands for all that were passed."""
     if bind.fd is None:
-        alone(_choosing, _take, _names(bind), into)
+        alone(of_this_process(_choosing, RLock), _take, _names(bind), into)
         return
     _must_be_new(bind.fd, open_already)
     fd, listener = fitting(bind.fd)

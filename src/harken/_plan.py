@@ -185,7 +185,6 @@ def _has(sock: Socket | None, address: Address, states: tuple[str, ...]) -> bool
         return False
 
 
-
 def _sockopt() -> Any:
     return load("harken._sockopt")
 

@@ -127,6 +127,8 @@ def stats(listener: _types.HasFileno | int) -> ListenerStats:
     Read on Linux by getsockopt(TCP_INFO, SO_MEMINFO) and from /proc/net/netstat, for a unix socket by sock_diag(7); on
     FreeBSD by SO_LISTENQLEN. Raises OSError for what is not an open socket.
     """
+    if isinstance(listener, (tuple, list)):
+        raise TypeError("stats() takes one listener; for each of several: [one.stats() for one in listeners]")
     handle: Any = listener if isinstance(listener, Socket) else getattr(listener, "fileno", lambda: listener)()
     queued, backlog = queue(handle)
     if describe(handle)[0] not in (AF_INET, AF_INET6):

@@ -1,3 +1,8 @@
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
 AF_UNSPEC: int
 AF_INET: int
 AF_INET6: int
@@ -46,3 +51,5 @@ FASTOPEN_EARLY: bool
 FASTOPEN_MOST: int
 OPTIONS: dict[str, tuple[tuple[int, int], tuple[int, int], bool]]
 PASSED: tuple[str, str, set[int]] | None
+
+def of_this_process(made: dict[int, _T], kind: Callable[[], _T]) -> _T: ...

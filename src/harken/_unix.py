@@ -130,6 +130,12 @@ class UnixListener(Listener):
             self._must_be_open()
         return self._path
 
+    def getsockname(self) -> str | bytes:
+        """The path as it was asked for: a socket that has replaced another was bound in a directory of its own, where
+        nobody finds it any more. An abstract name as the system tells it."""
+        bound: str | bytes = super().getsockname()
+        return bound if self.entry is None else self._path
+
     def _begin(self, backlog: int | None) -> int:
         """As `Listener.listen`; and the path is taken over now, if that was asked for."""
         asked = super()._begin(backlog)

@@ -42,6 +42,7 @@
  *   net_drops                   how many connections a listener has dropped
  *   net_promised, net_worth     is another accept() worth it?
  *   net_died_waiting            does this error of accept() concern one connection only?
+ *   net_has_no_name             does this error of getsockname() or getpeername() mean that there is no address?
  *   net_forbidden, net_overloaded  was it refused by a rule? for want of descriptors or memory?
  *   net_scope_name              the interface behind a scope id
  *   net_vsock_put, net_vsock_get  a context id and a port, as `vsock://2:1024` has them; 0 where there is no such family

@@ -139,6 +139,12 @@ static inline int net_duplicate(net_socket_t s, net_socket_t *copy)
     return *copy < 0 ? errno : 0;
 }
 
+/* EINVAL: on the BSDs, of a socket that was shut down. EOPNOTSUPP: of a family without addresses. */
+static inline int net_has_no_name(int error)
+{
+    return error == ENOTCONN || error == EINVAL || error == EOPNOTSUPP;
+}
+
 /* The connection ended, or the network had an error waiting for it, before accept() could hand it out: accept(2) of
  * Linux passes such errors on and asks to treat them like EAGAIN. The listener is well, and the next may be too. */
 static inline int net_died_waiting(int error)

@@ -231,6 +231,9 @@ static inline int net_accept(net_socket_t listener, int nonblocking, struct sock
     return error;
 }
 
+/* WSAEINVAL: it is not bound. */
+static inline int net_has_no_name(int error) { return error == WSAENOTCONN || error == WSAEINVAL; }
+
 /* The connection was reset before accept() could hand it out; Wine says WSAENOTCONN for it. */
 static inline int net_died_waiting(int error)
 {

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .. import _inherit, _unix
 from .._bind import Bind
-from .._collision import interface_of, record_conflicts
+from .._collision import interface_of, is_same_path, record_conflicts
 from .._errors import AddressInUseError, ListenError, failure
 from .._listen import try_out
 from .._options import for_binds
 from .._paths import Descriptor
 from .._plan import Plan
-from .._socket import Socket, describe, queue_of
+from .._socket import Socket, copy_of, describe, queue_of
 from .._system import (
     AF_INET,
     AF_INET6,
@@ -270,14 +270,14 @@ class Trial:
                 _unix.must_fit(path)
             except OSError as reason:
                 return _refused(text, shown, "bind", reason)
-        place = _place(path)
-        if place in self._paths:
-            error = failure("bind", shown, _error(errno.EADDRINUSE), plan.concerned("bind"))
-            return self._in_use(bind, plan, shown, error, [Own(self._paths[place], shown, "", False, True)])
+        for other, of in self._paths.items():
+            if is_same_path(path, other):
+                error = failure("bind", shown, _error(errno.EADDRINUSE), plan.concerned("bind"))
+                return self._in_use(bind, plan, shown, error, [Own(of, shown, "", False, True)])
         row = _on_path(text, path, plan)
         if row.verdict not in GOOD:
             return row
-        self._paths[place] = text
+        self._paths[path] = text
         return replace(row, backlog=backlog, note=_joined(row.note, note))
 
     # ------------------------------------------------------------------ inherited
@@ -514,12 +514,6 @@ def _is_read_only(folder: str) -> bool:
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)  # type: ignore[attr-defined,unused-ignore]
 
 
-def _place(path: str) -> str:
-    """A canonical form: the same for every way to write one path."""
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(folder), name)
-
-
 # ---------------------------------------------------------------------------- descriptors
 
 
@@ -527,7 +521,7 @@ def _about(bind: Bind, fd: int) -> tuple[Address | str, Own | None, bool]:
     """The address of an inherited socket, which stays as it is, what else decides whom it is in the way of, and whether
     it has SO_REUSEPORT."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as sock:
+        with copy_of(fd) as sock:
             name = sock.getsockname()
             shares = getattr(socket, "SO_REUSEPORT", None)
             shared = shares is not None and bool(sock.getsockopt(socket.SOL_SOCKET, shares))
@@ -535,6 +529,6 @@ def _about(bind: Bind, fd: int) -> tuple[Address | str, Own | None, bool]:
             stands = not JOINS_LATE or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
             interface = interface_of(sock)
     except OSError:
-        return f"fd://{fd}", None, False  # on Windows, whose sockets are no descriptors
+        return f"fd://{fd}", None, False
     address = os.fsdecode(name) if isinstance(name, bytes) else name or f"fd://{fd}"
     return address, Own(str(bind), address, interface, both, stands), shared

@@ -19,6 +19,7 @@ from .._acceptor import Acceptor
 from .._draining import Drained, added, stop, waiting
 from .._listener import Listener
 from .._socket import Socket, queue_of, state_of
+from .._system import of_this_process
 from .._uvloop import must_be_protocol
 from ._threads import aside, can_wait, close_all, with_explanation
 from ._transports import way
@@ -59,7 +60,7 @@ class Server(asyncio.AbstractServer):
         self._waiters: list[asyncio.Future[None]] | None = []
         self._leaving = False  # paths are being removed, in a thread
         self._leavers: list[asyncio.Future[None]] = []  # who waits for that
-        self._paths = threading.Lock()  # of the threads that listen or close
+        self._paths: dict[int, threading.Lock] = {}  # of the threads that listen or close: one in each process
         self._forever: asyncio.Future[None] | None = None
         self._draining = False
         self._anchor: asyncio.TimerHandle | None = None
@@ -127,7 +128,7 @@ class Server(asyncio.AbstractServer):
             _listen(listener, self._backlog)
 
     def _listen_aside(self) -> None:
-        with self._paths:  # what is being closed is not listened on
+        with of_this_process(self._paths, threading.Lock):  # what is being closed is not listened on
             self._listen()
 
     def _serve(self) -> None:

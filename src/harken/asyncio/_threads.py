@@ -14,7 +14,7 @@ from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
 from .._errors import AddressInUseError, ListenError
-from .._system import AF_UNIX
+from .._system import AF_UNIX, of_this_process
 
 T = TypeVar("T")
 
@@ -90,18 +90,35 @@ def explain(error: ListenError) -> None:
 
 # ---------------------------------------------------------------------------- closing
 
-_closing: set[threading.Thread] = set()
-"""Threads that close something. When they have ended, the paths are removed."""
+
+class Closing:
+    """What is closed in a thread. It is done once, by whoever claims it: the thread, or, where its start() fails or is
+    interrupted before there is one, the thread that called it."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.thread = 0
+        self._free = threading.Lock()
+
+    def claim(self) -> bool:
+        return self._free.acquire(blocking=False)
+
+    def end(self) -> None:
+        of_this_process(_closing, set).discard(self)
+        self.over.set()
+
+
+_closing: dict[int, set[Closing]] = {}
+"""What is being closed by this process: when it is over, the paths are removed. A forked child waits for nothing of its
+parent's, whose threads it does not have."""
 
 
 def wait_for_paths() -> None:
     """Waits until the sockets that this process closed before have had their paths removed."""
-    for thread in list(_closing):
-        if thread is not threading.current_thread():
-            try:
-                thread.join()
-            except RuntimeError:  # its start() was interrupted, and there is no thread
-                _closing.discard(thread)
+    mine: set[Closing] = of_this_process(_closing, set)
+    for closing in list(mine):
+        if closing.thread != threading.get_ident():
+            closing.over.wait()
 
 
 def can_wait(sock: Any) -> bool:
@@ -109,9 +126,9 @@ def can_wait(sock: Any) -> bool:
     return bool(getattr(sock, "family", None) == AF_UNIX)
 
 
-def close_all(sockets: Iterable[Closable], lock: threading.Lock, then: Callable[[], object]) -> bool:
+def close_all(sockets: Iterable[Closable], locks: dict[int, Any], then: Callable[[], object]) -> bool:
     """Closes sockets; those that can wait in a thread, if this one runs a loop. Answers whether there is such a thread,
-    which calls ``then`` at its end."""
+    which calls ``then`` at its end. ``locks`` has a lock for each process."""
     slow = []
     for sock in sockets:
         if can_wait(sock):
@@ -123,27 +140,35 @@ def close_all(sockets: Iterable[Closable], lock: threading.Lock, then: Callable[
         return False
 
     def work() -> None:
-        with lock:
+        with of_this_process(locks, threading.Lock):
             for sock in slow:
                 with suppress(OSError):
                     sock.close()
 
-    def run() -> None:
-        try:
-            work()
-        finally:
-            _closing.discard(thread)
-            then()
-
     if asyncio._get_running_loop() is not None:
-        thread = threading.Thread(target=run, name="harken.aside")
-        _closing.add(thread)
+        closing = Closing()
+
+        def run() -> None:
+            if not closing.claim():
+                return
+            closing.thread = threading.get_ident()
+            try:
+                work()
+            finally:
+                closing.end()
+                then()
+
         try:
-            thread.start()
-        except RuntimeError:  # Python is ending, or there is no room for a thread
-            _closing.discard(thread)
-        else:
+            of_this_process(_closing, set).add(closing)
+            threading.Thread(target=run, name="harken.aside").start()
             return True
+        except BaseException as error:
+            if not closing.claim():  # a signal handler has raised, and the thread is at work
+                raise
+            closing.end()
+            if not isinstance(error, RuntimeError):
+                raise
+            # Python is ending, or there is no room for a thread.
     work()
     return False
 
