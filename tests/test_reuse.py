@@ -189,8 +189,9 @@ def test_a_second_process_joins_on_purpose_only(at_bind: bool, monkeypatch: pyte
         assert result == "refused"
         assert hint.startswith("python")
         assert f"(pid {os.getpid()}" in hint
-        assert hint.endswith("; to share the port with a group of another process of this user on purpose, "
-                             "reuse_port='join'")  # fmt: skip
+        assert hint.endswith(
+            "; to share the port with the group of another process of this user, use reuse_port='join'"
+        )
         result, hint = child.tries(listener.url, hint=True)
         assert result == "refused"
         assert "join" not in hint
