@@ -1,15 +1,16 @@
 """Predicts what `harken.listen` would do, by doing all of it except listen(2), and undoing it at once.
 
-Whatever leaves no trace is done for real, by the code of listen() itself: TCP and vsock addresses and abstract names are
-bound, bind after bind, and stay bound until the last one is judged, so that binds which conflict with each other do so
-here too. The kernel decides, and nothing imitates it. For that instant the addresses are in use and nobody can connect; on
-Linux no other server is disturbed, as a socket that has SO_REUSEADDR and does not listen conflicts with none.
+Whatever leaves no trace is done for real, by the code of listen() itself: TCP and vsock addresses and abstract names
+are bound, bind after bind, and stay bound until the last one is judged, so that binds which conflict with each other do
+so here too. The kernel decides, and nothing imitates it. For that instant the addresses are in use and nobody can
+connect; on Linux no other server is disturbed, as a socket that has SO_REUSEADDR and does not listen conflicts with
+none.
 
 Paths of unix sockets and inherited sockets would be changed by that. For these the checks that listen() makes first are
 made, and the rest is tried on a file without a name in the same folder.
 
-listen(2) can fail where bind(2) did not: when another of several sockets that are bound to one port listens first. Between
-the binds of one call this is predicted; another process may still be quicker.
+listen(2) can fail where bind(2) did not: when another of several sockets that are bound to one port listens first.
+Between the binds of one call this is predicted; another process may still be quicker.
 """
 
 from __future__ import annotations
