@@ -356,5 +356,5 @@ def test_on_every_file_system_the_holder_of_a_path_is_told_and_no_other(
 
 @pytest.mark.parametrize("address", [("127.0.0.1",), (), (3, 80), ("x", 80.0), ("x", 1, 2, 3, 4)])
 def test_a_tuple_that_is_no_address_is_told(address: Any) -> None:
-    with pytest.raises(TypeError, match="an address is .host, port., as Listener.address has it, and not"):
+    with pytest.raises(TypeError, match="an address must be .host, port., as Listener.address has it, not"):
         harken.holders(address)
