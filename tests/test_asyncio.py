@@ -998,10 +998,10 @@ def test_without_descriptors_nothing_spins(loop: str, policy: str) -> None:
             with contextlib.suppress(ConnectionError):  # shed already
                 client.sendall(b"x")
         tell()
-        time.sleep(2)  # the time that is measured
+        time.sleep(0.5)  # the time that is measured
         tell()
         starved = json.loads(child.stdout.readline())
-        assert starved["share"] < 0.02, starved
+        assert starved["share"] < 0.08, starved  # one that spins takes all of it
         assert 1 <= len(starved["lines"]) <= 10, starved
         assert 50 < starved["served"] < 100
         assert str(errno.EMFILE) in starved["failed"]
