@@ -1234,7 +1234,7 @@ BECOMES = [
           "the engine does not work here"),
     Quiet("from_systemd", "fcntl", "EINVAL", "a descriptor that was announced is not open"),
     Quiet(_OF_UNIX, "connect fstat fstatat lstat stat openat open socket send recv chmod fchownat",
-          "EADDRINUSE EPERM EEXIST ENOENT",
+          "EADDRINUSE EACCES EPERM EEXIST ENOENT",
           "only ECONNREFUSED means that nobody lives there; and what cannot be looked at is somebody's"),
     Quiet("listen unix long path", "stat lstat", "ENAMETOOLONG", "no way through /proc is seen"),
     Quiet("preload", "stat fstat open read", "ENOENT", "the interpreter has not found the module"),
