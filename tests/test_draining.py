@@ -17,6 +17,7 @@ from wire import Call, clients, fails, python, wait_until
 
 import harken
 from children import FORK, needs_root, run
+from harken import _draining
 from machine import WINDOWS, bind_text, linux_only, posix_only
 
 
@@ -167,6 +168,20 @@ def test_it_takes_no_privilege() -> None:
         tell(lost=drained.lost_at_most, left=drained.left)
     """)
     assert told == {"lost": 0, "left": 0}
+
+
+def test_where_the_system_does_not_count_the_queue_it_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_draining, "queue", lambda _: (None, None))
+    with harken.listen("127.0.0.1:0") as listeners, clients(listeners[0].address, 5):
+        assert _draining.waiting(listeners) == 1
+        acceptor = listeners.acceptor()
+        taken, thread = taker(acceptor)
+        call = Call(acceptor.drain, 20.0)
+        thread.outcome()
+        assert len(taken) == 5
+        close(taken)
+        assert call.outcome().left == 0
+        assert _draining.waiting(listeners) == 0
 
 
 @pytest.mark.parametrize("deadline", [-1, float("nan")])

@@ -10,6 +10,7 @@ else may have the port, or it is refused. A unix socket has no handshake: its pa
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -38,7 +39,7 @@ class Drained:
     """Connections that were still open at the deadline."""
     lost_at_most: int | None
     """Handshakes that were still open at the deadline, and connections that were still in the queue: both are reset.
-    None where the system tells of neither."""
+    None where new connections cannot be stopped, or handshakes not be seen."""
     waited: float
     """Seconds that it all took."""
 
@@ -61,13 +62,13 @@ def drain(acceptor: Acceptor, deadline: float) -> Drained:
     lost = None if shared else stop(listeners, until)
     while not shared and not acceptor.closed and waiting(listeners) and time.monotonic() < until:
         time.sleep(0.005)
-    lost = lost if shared else added(lost, waiting(listeners))
+    lost = 0 if shared else added(lost, waiting(listeners))
     acceptor.close()
     for listener in listeners:
         listener.close()
     while acceptor.stats().open and time.monotonic() < until:
         time.sleep(0.01)
-    return counted(acceptor, before.accepted, before.open, 0 if shared else lost, begun)
+    return counted(acceptor, before.accepted, before.open, lost, begun)
 
 
 def counted(acceptor: Acceptor, accepted: int, opened: int, lost: int | None, begun: float) -> Drained:
@@ -111,12 +112,26 @@ def _stop_one(listener: Socket) -> bool | None:
     return True
 
 
-def waiting(listeners: Sequence[Socket]) -> int | None:
-    """How many connections are in the queues; None where the system does not tell."""
-    counts = [queue(listener)[0] for listener in listeners if listener.fileno() >= 0]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+def waiting(listeners: Sequence[Socket]) -> int:
+    """How many connections are in the queues; one for each where the system does not tell more than that some are."""
+    found = 0
+    for listener in listeners:
+        try:
+            queued = queue(listener)[0]
+            found += int(_is_readable(listener)) if queued is None else queued
+        except (OSError, ValueError):
+            continue  # closed meanwhile
+    return found
 
 
-def added(lost: int | None, queued: int | None) -> int | None:
-    return None if lost is None and queued is None else (lost or 0) + (queued or 0)
+def _is_readable(listener: Socket) -> bool:
+    poll = getattr(select, "poll", None)  # which takes any number; Windows' select() does, too
+    if poll is None:
+        return bool(select.select([listener.fileno()], [], [], 0)[0])
+    one = poll()
+    one.register(listener.fileno(), 1)  # POLLIN
+    return bool(one.poll(0))
+
+
+def added(lost: int | None, queued: int) -> int | None:
+    return None if lost is None else lost + queued
