@@ -154,7 +154,7 @@ with harken.listen("127.0.0.1:0") as listeners, listeners.acceptor() as acceptor
         "<harken.Acceptor accept4, 1 listener, 0 open> accept4",
         "<harken.Acceptor accept4, 1 listener, 1 open>",
         "accept4",
-        f"{error} the engine 'io_uring' cannot be had here",
+        f"{error} the engine 'io_uring' is not available here",
     ]
 
 
