@@ -99,20 +99,25 @@ class TestOnThisSystem:
 
     @pytest.mark.parametrize("compiler", COMPILERS)
     @pytest.mark.parametrize("optimised", ["-O0", pytest.param("-O2", marks=pytest.mark.proof)])
-    def test_the_engines_keep_their_contract(self, compiler: str, optimised: str, tmp_path: Path) -> None:
-        assert last_line(build(compiler, "engine.c", tmp_path / "engine", optimised)) == "ok"
+    @pytest.mark.parametrize("program", ["engine.c", "admission.c"])
+    def test_the_engines_keep_their_contract(self, compiler: str, program: str, optimised: str, tmp_path: Path) -> None:
+        assert last_line(build(compiler, program, tmp_path / "engine", optimised)) == "ok"
 
     @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
-    def test_the_engines_keep_their_contract_under_sanitizers(self, compiler: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("program", ["engine.c", "admission.c"])
+    def test_the_engines_keep_their_contract_under_sanitizers(
+        self, compiler: str, program: str, tmp_path: Path
+    ) -> None:
         flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        assert last_line(build(compiler, "engine.c", tmp_path / "sanitized", *flags)) == "ok"
+        assert last_line(build(compiler, program, tmp_path / "sanitized", *flags)) == "ok"
 
     @linux_only
     @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
-    def test_no_data_race_in_the_engines(self, compiler: str, tmp_path: Path) -> None:
-        program = build(compiler, "engine.c", tmp_path / "engine", "-g", "-O1", "-fsanitize=thread")
+    @pytest.mark.parametrize("source", ["engine.c", "admission.c"])
+    def test_no_data_race_in_the_engines(self, compiler: str, source: str, tmp_path: Path) -> None:
+        program = build(compiler, source, tmp_path / "engine", "-g", "-O1", "-fsanitize=thread")
         try:
             assert last_line(program, TSAN_OPTIONS="halt_on_error=1") == "ok"
         except AssertionError as error:
@@ -143,7 +148,7 @@ class TestOnThisSystem:
     @linux_only
     @pytest.mark.proof
     @pytest.mark.parametrize("compiler", COMPILERS)
-    @pytest.mark.parametrize("program", ["engine.c", "batches.c"])
+    @pytest.mark.parametrize("program", ["engine.c", "batches.c", "admission.c"])
     @pytest.mark.parametrize(
         "system",
         [[], ["-DKQUEUE_WITHOUT_USER"], ["-include", "older.h"], ["-DKQUEUE_EARLY=4000000"]],
@@ -216,6 +221,7 @@ class TestWinsock:
             build(compiler, "startup.c", tmp_path / "startup.exe", *fakes),
             build(compiler, "engine.c", tmp_path / "engine.exe"),
             build(compiler, "acceptex.c", tmp_path / "acceptex.exe"),
+            build(compiler, "admission.c", tmp_path / "admission.exe"),
         ]
 
     @pytest.fixture

@@ -2,37 +2,39 @@
 hold, also when descriptors run out.
 
 Who owns what. An `Acceptor` borrows its listeners and owns an engine (platform/engines), which does the system calls,
-and a gauge, which counts the connections that are open. Every connection holds the gauge, too: it counts down when it
-is closed, and wakes the engine when there is room again. A listener that is closed or given away tells the acceptor
-before, through a watch_t: the engine forgets the handle before anybody else can have its number.
+and a net_admission_t, which counts the connections that are open, and knows when to accept none (engines/admission.h).
+Every connection has a reference to that, too: it counts down when it is closed, and wakes the engine when there is room
+again. A listener that is closed or given away tells the acceptor before, through a watch_t: the engine forgets the
+handle before anybody else can have its number.
 
-Locking. `gauge.lock` is over the engine (all of its calls but wait and wake) and the acceptor's state. It is held for a
-few system calls that cannot wait, and nobody who has it wants the GIL, so it may be waited for with the GIL. accept(2)
-may wait, when somebody who shares the listener has made it block since we looked: the engine gives the lock up for that
-(`busy` in engine.h). Then other threads pause, ask and close as ever; a second one that wants to accept waits a moment,
-without the GIL, and finds nothing; and a listener that is closed counts the accept(2) among its own calls in flight.
+Locking. The lock of net_admission_t is over the engine (all of its calls but wait and wake). Nobody who has it waits
+for the GIL, so it may be waited for with the GIL. accept(2) may wait, when somebody who shares the listener has made it
+block since we looked: the engine gives the lock up for that. Then other threads pause, ask and close as ever; a second
+one that wants to accept waits a moment, without the GIL, and finds nothing; and a listener that is closed counts the
+accept(2) among its own calls in flight.
 
 `calls` counts the threads that are in the engine without the lock; the last one to leave a closed acceptor closes the
 engine. Without a GIL, `shut`, `calls`, `sockets` and `ready` change in the acceptor's critical section, and a
-listener's list of watchers in the listener's; `gauge.lock` may be taken in either, never the other way round.
+listener's list of watchers in the listener's; the lock may be taken in either, never the other way round.
 
 Forks. The child of a fork must not touch the parent's engine, for an epoll set is shared with it, and the number of a
-kqueue is a stranger's: the first use makes a new one. A thread of the parent may have had the lock: the first who wants
-it in the child makes it anew.
+kqueue is a stranger's: the first use makes a new one.
+
+More than 600 lines: it is one class, with the docstrings that help() shows, and what checks its arguments.
 """
 
 import cython
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_SetObject
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_RawCalloc, PyMem_RawFree
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
 from libc.math cimport ceil, isnan
 
 cimport harken._platform as c
 from harken._system cimport forks
-from harken._platform cimport net_engine_t, net_failures_t, net_get, net_lock_t, net_socket_t, net_swap
+from harken._platform cimport net_admission_t, net_engine_t, net_failures_t, net_get, net_socket_t
 from harken._socket cimport Socket, end_socket, part_with_socket, shut_socket, watch_t
 
 from ._loading import load
@@ -43,42 +45,11 @@ cdef enum:
     BATCH = 64  # connections that accept_many() takes at the most, unless told
     STRIDE = 16  # the same for iteration, where the last of a batch waits until those before it were dealt with
     CHUNK = 128  # connections that one trip into C takes at the most
-    FIRST_PAUSE = 10  # milliseconds, when descriptors have run out; doubled each time, until
-    LONGEST_PAUSE = 1000
-    YIELDS = 50  # how often whoever waits for a thread in accept(2) yields, before he
-    DOZES = 20  # sleeps for a millisecond, so often
-
-cdef enum:  # why no connections are taken, bits of `reasons`
-    BY_USER = 1
-    FULL = 2
-    STARVED = 4
-
-cdef enum:  # what stood in the way, beside the error number
-    NOTHING = 0
-    OVERLOAD = 1
-    LISTENER = 2
 
 cdef enum:  # policies
     PAUSE = 0
     SHED = 1
     ASK = 2
-
-
-cdef struct gauge_t:
-    # Shared by an acceptor and its connections. The numbers are for net_add() and its like.
-    long references
-    long open  # connections that are open, or were given away and not released
-    long given  # those of `open` that were given away
-    long closed  # connections that were closed, ever: has room been made since?
-    long full  # 1: whoever brings `open` down to `low` wakes the engine
-    long starved  # 1: whoever closes a connection wakes it
-    long ended  # no listeners are left
-    long low
-    long owed  # nodes whose `owed` is more than 0
-    unsigned int forks  # names the process whose engine this is
-    long locked_in  # names the process that has made `lock`; negative: that is about to
-    net_lock_t lock
-    net_engine_t *engine  # owned by the acceptor; NULL when closed
 
 
 cdef struct node_t:
@@ -87,115 +58,61 @@ cdef struct node_t:
     PyObject *socket  # borrowed; NULL when it is gone
     PyObject *left  # borrowed: the same, when it is gone, and threads in accept(2) count among its calls; or NULL
     int owed  # how many of them do
-    gauge_t *gauge
+    net_admission_t *admission
     int index
-
-
-cdef void unreference(gauge_t *gauge, long count) noexcept nogil:
-    if c.net_add(&gauge.references, -count) == 0:
-        PyMem_RawFree(gauge)
-
-
-cdef void lock(gauge_t *gauge) noexcept nogil:
-    cdef long here = <long>forks() + 1, seen
-    while net_get(&gauge.locked_in) != here:
-        seen = net_swap(&gauge.locked_in, -here)
-        if seen == here:  # another thread has just made it, and may have it
-            net_swap(&gauge.locked_in, here)
-        elif seen == -here:
-            c.net_yield()
-        else:
-            c.net_lock_init(&gauge.lock)
-            net_swap(&gauge.locked_in, here)
-    c.net_lock(&gauge.lock)
-
-
-cdef void unlock(gauge_t *gauge) noexcept nogil:
-    c.net_unlock(&gauge.lock)
-
-
-cdef void wake(gauge_t *gauge) noexcept nogil:
-    if gauge.forks != forks():
-        return  # the parent's; the first use in this process looks by itself
-    lock(gauge)
-    if gauge.engine != NULL:
-        c.net_engine_wake(gauge.engine)
-    unlock(gauge)
-
-
-cdef void count_down(gauge_t *gauge, long count) noexcept nogil:
-    """Connections were closed."""
-    cdef long left = c.net_add(&gauge.open, -count)
-    cdef bint wanted = False
-    c.net_add(&gauge.closed, count)
-    if c.net_get(&gauge.starved) and c.net_swap(&gauge.starved, 0):
-        wanted = True
-    if left <= gauge.low and c.net_get(&gauge.full) and c.net_swap(&gauge.full, 0):
-        wanted = True
-    if wanted:
-        wake(gauge)
 
 
 cdef void gone(watch_t *watch) noexcept:
     """A listener is about to be closed or given away."""
     cdef node_t *node = <node_t *>watch
-    cdef gauge_t *gauge = node.gauge
+    cdef net_admission_t *admission = node.admission
     cdef int tries = 0
-    lock(gauge)
-    if gauge.forks == forks() and gauge.engine != NULL:
-        forget(gauge, node.index)
-        while gauge.engine != NULL and gauge.engine.inside[node.index] and tries < YIELDS:
-            unlock(gauge)  # whoever accepts from it has done so in a microsecond, as a rule
+    c.net_admission_lock(admission)
+    if admission.forks == forks() and admission.engine != NULL:
+        c.net_admission_forget(admission, node.index)
+        while admission.engine != NULL and admission.engine.inside[node.index] and tries < c.NET_YIELDS:
+            c.net_admission_unlock(admission)  # whoever accepts from it has done so in a microsecond, as a rule
             c.net_yield()
             tries += 1
-            lock(gauge)
-        if gauge.engine != NULL and gauge.engine.inside[node.index]:
+            c.net_admission_lock(admission)
+        if admission.engine != NULL and admission.engine.inside[node.index]:
             node.left = node.socket
-            node.owed = gauge.engine.inside[node.index]
+            node.owed = admission.engine.inside[node.index]
             (<Socket>node.left).calls += node.owed  # we are in its critical section
-            c.net_add(&gauge.owed, 1)
+            c.net_add(&admission.owed, 1)
     node.socket = NULL  # from now on give_back() does not wait for us
-    unlock(gauge)
-
-
-cdef void forget(gauge_t *gauge, int index) noexcept nogil:
-    """With the lock: no connections from this listener any more."""
-    c.net_engine_remove(gauge.engine, index)
-    if gauge.engine.left == 0:
-        c.net_swap(&gauge.ended, 1)
-        c.net_engine_stop(gauge.engine)
+    c.net_admission_unlock(admission)
 
 
 cdef class Accepted(Socket):
     """A `Socket` that an `Acceptor` took, and counts as long as it is open."""
 
-    cdef gauge_t *gauge  # a reference of its own; NULL when it is not counted any more
+    cdef net_admission_t *admission  # a reference of its own; NULL when it is not counted any more
 
     cdef int shut(self) noexcept:
         cdef int error = shut_socket(self)
-        self.leave_gauge()
+        self.leave_admission()
         return error
 
     cdef int end(self) noexcept:
         cdef int error = end_socket(self)
-        self.leave_gauge()
+        self.leave_admission()
         return error
 
     @cython.critical_section
-    cdef void leave_gauge(self) noexcept:
-        cdef gauge_t *gauge = self.gauge
-        self.gauge = NULL
-        if gauge != NULL:
-            count_down(gauge, 1)
-            unreference(gauge, 1)
+    cdef void leave_admission(self) noexcept:
+        cdef net_admission_t *admission = self.admission
+        self.admission = NULL
+        if admission != NULL:
+            c.net_admission_count_down(admission, 1)
+            c.net_admission_unreference(admission, 1)
 
     cdef net_socket_t part_with(self, bint nudge) noexcept:
         cdef net_socket_t handle = part_with_socket(self, nudge)
-        if not nudge and handle != c.NET_INVALID and self.gauge != NULL:
+        if not nudge and handle != c.NET_INVALID and self.admission != NULL:
             # Given away open: it is counted until Acceptor.release().
-            c.net_add(&self.gauge.given, 1)
-            unreference(self.gauge, 1)
-            self.gauge = NULL
+            c.net_admission_give(self.admission)
+            self.admission = NULL
         return handle
 
 
@@ -239,7 +156,7 @@ cdef class Acceptor:
     engine does not work here.
     """
 
-    cdef gauge_t *gauge  # a reference of its own
+    cdef net_admission_t *admission  # a reference of its own
     cdef node_t *nodes  # owned: one a listener
     cdef int count  # listeners
     cdef tuple sockets  # the listeners; () when closed
@@ -250,40 +167,24 @@ cdef class Acceptor:
     cdef const char *name  # the one that it is: NULL before there is any
     cdef readonly int batch
     cdef int stride
-    cdef long most  # limit; 0: none
     cdef int policy
     cdef int calls  # threads in the engine without the lock
     cdef int waiters  # those of them that wait
     cdef bint polled  # fileno() was asked for
     cdef bint begun, shut
-    cdef bint shared  # other processes accept from a listener, too, as far as we know
     cdef bint frees  # connections inherit from their listeners what stops new ones: see drain()
-    cdef bint greedy  # shared, and the last batch was full: others first
     cdef object __weakref__
-    # With the lock:
-    cdef int reasons
-    cdef int delay  # milliseconds of the last pause; 0: none since a success
-    cdef double until  # when the pause is over
-    cdef double since  # when it was that `reasons` became more than BY_USER
-    cdef double paused
     cdef double logged  # when the last line was
-    cdef unsigned long long accepted, shedded, pauses
-    cdef long high_water
-    cdef net_socket_t reserve  # owned: a descriptor for shedding, and for the first import of logging
-    cdef net_failures_t failed_before  # by the engine that a fork left behind
 
     def __cinit__(self):
-        self.reserve = c.NET_INVALID
         self.sockets = ()
         self.ready = []
         self.model = Accepted.__new__(Accepted)
         self.shut = True
         self.logged = -1e9
-        self.gauge = <gauge_t *>PyMem_RawCalloc(1, sizeof(gauge_t))
-        if self.gauge == NULL:
+        self.admission = c.net_admission_new(forks)
+        if self.admission == NULL:
             raise MemoryError()
-        self.gauge.references = 1
-        self.gauge.forks = forks()
 
     def __init__(self, listeners, *, batch=None, limit=None, on_overload="pause", engine=None):
         # All that runs code of the caller comes first, and writes nothing. A call of __init__ from within it, or from
@@ -297,9 +198,9 @@ cdef class Acceptor:
         if not self.claim():
             raise RuntimeError("this Acceptor already has its listeners: make another one")
         try:
-            self.batch, self.stride, self.most, self.policy = most_at_once, stride, most, policy
-            # An eighth of a small limit is nothing: then there must be room for one.
-            self.gauge.low = min(self.most - 1, self.most - self.most // 8)
+            self.batch, self.stride, self.policy = most_at_once, stride, policy
+            self.admission.batch, self.admission.sheds = most_at_once, policy == SHED
+            c.net_admission_set_limit(self.admission, most)
             self.asked = on_overload if policy == ASK else None
             self.engine = wanted
             self.watch_over(sockets)
@@ -320,16 +221,17 @@ cdef class Acceptor:
     cdef int start(self) except -1:
         cdef net_engine_t *made = NULL
         cdef int error
-        lock(self.gauge)
+        c.net_admission_lock(self.admission)
         error = self.open(&made)
         if error == 0:
-            error = c.net_socket((<Socket>self.sockets[0]).domain, c.SOCK_STREAM, 0, &self.reserve)
+            error = c.net_socket((<Socket>self.sockets[0]).domain, c.SOCK_STREAM, 0, &self.admission.reserve)
         if error == 0:
-            made.room = self.room()
+            made.room = c.net_admission_room(self.admission)
             error = c.net_engine_arm(made, True)
         if error == 0:
-            self.use(made)
-        unlock(self.gauge)
+            self.name = made.name
+            c.net_admission_use(self.admission, made)
+        c.net_admission_unlock(self.admission)
         if error:
             if made != NULL:
                 c.net_engine_close(made)
@@ -343,23 +245,23 @@ cdef class Acceptor:
 
     def __del__(self):
         cdef list left = self.ready
-        if self.gauge == NULL:
+        if self.admission == NULL:
             return  # there was no memory for it
         self.close()
         while left:
             left.pop().close()  # nobody can ask for them any more
 
     def __dealloc__(self):
-        if self.gauge == NULL:
+        if self.admission == NULL:
             return  # there was no memory for it
         self.give_back()
-        if self.gauge.engine != NULL:
-            if self.gauge.forks == forks():
-                c.net_engine_close(self.gauge.engine)
+        if self.admission.engine != NULL:
+            if self.admission.forks == forks():
+                c.net_engine_close(self.admission.engine)
             else:
-                c.net_engine_abandon(self.gauge.engine)
-            self.gauge.engine = NULL
-        unreference(self.gauge, 1)
+                c.net_engine_abandon(self.admission.engine)
+            self.admission.engine = NULL
+        c.net_admission_unreference(self.admission, 1)
 
     # ------------------------------------------------------------------ what it is made of
 
@@ -374,12 +276,12 @@ cdef class Acceptor:
             raise MemoryError()
         self.sockets = listeners
         self.count = <int>len(listeners)
-        self.shared = forks() != 0
+        self.admission.shared = forks() != 0
         for n in range(self.count):
             listener = <Socket>listeners[n]
-            self.shared |= not listener.listens
+            self.admission.shared |= not listener.listens
             self.nodes[n].watch.gone = gone
-            self.nodes[n].gauge = self.gauge
+            self.nodes[n].admission = self.admission
             self.nodes[n].index = n
             with cython.critical_section(listener):
                 listener.set_blocks(False)
@@ -397,9 +299,9 @@ cdef class Acceptor:
         cdef PyObject *watched
         cdef Socket listener
         for n in range(self.count):
-            lock(self.gauge)
+            c.net_admission_lock(self.admission)
             watched = self.nodes[n].socket
-            unlock(self.gauge)
+            c.net_admission_unlock(self.admission)
             if watched == NULL:
                 continue
             listener = <Socket>watched
@@ -416,16 +318,12 @@ cdef class Acceptor:
         self.drop_reserve()
 
     cdef void drop_reserve(self) noexcept:
-        lock(self.gauge)
-        if self.reserve != c.NET_INVALID:
-            c.net_close(self.reserve)
-            self.reserve = c.NET_INVALID
-        unlock(self.gauge)
-
-    # ------------------------------------------------------------------ with the lock
+        c.net_admission_lock(self.admission)
+        c.net_admission_drop_reserve(self.admission)
+        c.net_admission_unlock(self.admission)
 
     cdef int open(self, net_engine_t **made) noexcept:
-        """The engine, for the listeners that are left. Whoever closes one meanwhile waits for the lock."""
+        """With the lock: an engine for the listeners that are left. Whoever closes one meanwhile waits for the lock."""
         cdef net_socket_t *handles = <net_socket_t *>PyMem_Calloc(self.count, sizeof(net_socket_t))
         cdef const char *name = NULL
         cdef int n, error = c.NET_ENOMEM
@@ -440,196 +338,6 @@ cdef class Acceptor:
             error = c.net_engine_open(name, handles, self.count, made)
             PyMem_Free(handles)
         return error
-
-    cdef void use(self, net_engine_t *made) noexcept:
-        """It is ours from now on, and gone() tells it."""
-        made.lock = &self.gauge.lock
-        self.gauge.engine = made
-        self.name = made.name
-        if made.left == 0:
-            c.net_swap(&self.gauge.ended, 1)
-            c.net_engine_stop(made)
-
-    cdef void pause_for(self, int reason) noexcept nogil:
-        if not self.reasons & (FULL | STARVED):
-            self.since = c.net_monotonic()
-            self.pauses += 1
-        self.reasons |= reason
-        c.net_engine_arm(self.gauge.engine, False)
-
-    cdef void over(self, int reason) noexcept nogil:
-        """The listeners are armed by settle()."""
-        if self.reasons & reason:
-            self.reasons &= ~reason
-            if not self.reasons & (FULL | STARVED):
-                self.paused += c.net_monotonic() - self.since
-
-    cdef int settle(self) noexcept nogil:
-        """Ends the pauses that are over."""
-        cdef int error
-        cdef gauge_t *gauge = self.gauge
-        if self.reasons & FULL and c.net_get(&gauge.open) <= gauge.low:
-            c.net_swap(&gauge.full, 0)
-            self.over(FULL)
-        if self.reasons & STARVED and (not c.net_get(&gauge.starved) or c.net_monotonic() >= self.until):
-            c.net_swap(&gauge.starved, 0)
-            c.net_engine_timer(gauge.engine, -1)
-            self.over(STARVED)
-        if self.reasons:
-            return 0
-        gauge.engine.room = self.room()
-        error = c.net_engine_arm(gauge.engine, True)
-        if error:
-            self.starve(c.net_get(&gauge.closed))
-        return error
-
-    cdef int room(self) noexcept nogil:
-        """For how many connections there is room."""
-        return <int>max(0, self.most - c.net_get(&self.gauge.open)) if self.most else c.NET_ROOM_FOR_ALL
-
-    cdef void starve(self, long closed) noexcept nogil:
-        """There are no descriptors, or no memory. ``closed``: how many connections were closed before the attempt."""
-        cdef gauge_t *gauge = self.gauge
-        self.delay = min(2 * self.delay, LONGEST_PAUSE) if self.delay else FIRST_PAUSE
-        self.pause_for(STARVED)
-        self.until = c.net_monotonic() + self.delay / 1000.0
-        c.net_swap(&gauge.starved, 1)
-        if c.net_get(&gauge.closed) != closed:
-            c.net_swap(&gauge.starved, 0)  # room was made meanwhile
-            c.net_engine_wake(gauge.engine)
-        else:
-            c.net_engine_timer(gauge.engine, self.delay)
-
-    cdef int shed(self) noexcept nogil:
-        """Accepts and closes, a batch at the most, with the descriptor in reserve. Tells how many."""
-        cdef net_socket_t taken
-        cdef int where, count, done = 0, error = 0
-        while done < self.batch and error == 0 and self.reserve != c.NET_INVALID and not self.gauge.engine.stopped:
-            taken = self.reserve
-            self.reserve = c.NET_INVALID  # first, for take() gives the lock up
-            c.net_close(taken)
-            error = c.net_engine_take(self.gauge.engine, 1, True, &taken, &where, &count)
-            if count:
-                c.net_close(taken)
-                done += 1
-            if self.reserve == c.NET_INVALID:
-                c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
-        self.shedded += done
-        return done
-
-    cdef int grab(self, int wished, bint nonblocking, net_socket_t *taken, int *where, int *count,
-                  int *obstacle) noexcept nogil:
-        """One batch. The error is what stood in the way of the first connection."""
-        cdef net_engine_t *engine = self.gauge.engine
-        cdef gauge_t *gauge = self.gauge
-        cdef int error, listening = 0
-        cdef long closed
-        c.net_engine_calm(engine)
-        error = self.settle()
-        if error:
-            obstacle[0] = OVERLOAD
-            return error
-        if not engine.stopped:
-            if self.reasons:
-                return c.NET_EWOULDBLOCK
-            wished = min(wished, engine.room - engine.beside)
-            if wished < 1:
-                if not engine.beside:
-                    self.fill_up()
-                return c.NET_EWOULDBLOCK
-            if self.reserve == c.NET_INVALID:
-                c.net_socket(c.AF_INET, c.SOCK_STREAM, 0, &self.reserve)
-        closed = c.net_get(&gauge.closed)
-        error = c.net_engine_take(engine, wished, nonblocking, taken, where, count)
-        self.greedy = self.shared and engine.full
-        if count[0]:
-            self.delay = 0
-            self.counted(count[0])
-            if engine.room < 1 and not self.reasons & FULL:
-                # An engine that takes ahead has used up the room that there was before it began; meanwhile connections
-                # were closed, who saw no limit reached and woke nobody. Whoever looks next tells it of the new room.
-                c.net_engine_wake(engine)
-            return 0
-        if error == c.NET_EWOULDBLOCK or error == c.NET_EINTR:
-            return error
-        if engine.culprit >= 0 and not (c.net_listening(engine.listeners[engine.culprit], &listening) == 0
-                                        and listening):
-            forget(gauge, engine.culprit)
-            obstacle[0] = LISTENER
-            return error
-        # No descriptors, no memory; or something unheard-of, from a listener that is well: not again at once.
-        obstacle[0] = OVERLOAD
-        count_failure(&engine.failures, error, 1)
-        if self.policy == SHED and self.shed():
-            return error
-        self.starve(closed)
-        return error
-
-    cdef void fill_up(self) noexcept nogil:
-        """So many connections are open as may be."""
-        self.pause_for(FULL)
-        c.net_swap(&self.gauge.full, 1)
-        if c.net_get(&self.gauge.open) <= self.gauge.low:
-            c.net_engine_wake(self.gauge.engine)  # they were closed meanwhile, and nobody saw that we wait for it
-
-    cdef int grab_locked(self, int wished, bint nonblocking, net_socket_t *taken, int *where, int *count,
-                         int *obstacle) noexcept nogil:
-        cdef int error = c.NET_EBADF
-        count[0] = 0
-        obstacle[0] = NOTHING
-        lock(self.gauge)
-        if self.turn():
-            error = self.grab(wished, nonblocking, taken, where, count, obstacle)
-        elif self.gauge.engine != NULL:
-            error = self.grab_beside(wished, nonblocking, taken, where, count)
-        unlock(self.gauge)
-        return error
-
-    cdef int grab_beside(self, int wished, bint nonblocking, net_socket_t *taken, int *where,
-                         int *count) noexcept nogil:
-        """While another thread is held up, who may still get one connection: of those that come now it is we who are
-        told, not he."""
-        cdef net_engine_t *engine = self.gauge.engine
-        cdef int error
-        if self.reasons:
-            return c.NET_EWOULDBLOCK
-        wished = min(wished, self.room() - c.net_engine_expected(engine))
-        if wished < 1:
-            return c.NET_EWOULDBLOCK
-        engine.beside += wished  # theirs and ours together are never more than there is room for
-        error = c.net_engine_take_beside(engine, wished, nonblocking, taken, where, count)
-        engine.beside -= wished
-        self.counted(count[0])
-        return error
-
-    cdef void counted(self, int taken) noexcept nogil:
-        cdef long open
-        if taken == 0:
-            return
-        self.accepted += taken
-        open = c.net_add(&self.gauge.open, taken)
-        c.net_add(&self.gauge.references, taken)
-        self.high_water = max(self.high_water, open)
-        if self.most and open >= self.most:
-            self.fill_up()
-
-    cdef bint turn(self) noexcept nogil:
-        """With the lock, which is given up meanwhile: until nobody else accepts. False where that takes long, for that
-        one may be held up; and without an engine."""
-        cdef int tries = 0
-        while self.gauge.engine != NULL and self.gauge.engine.busy:
-            if tries == YIELDS + DOZES:
-                c.net_engine_hold_up(self.gauge.engine)
-            if self.gauge.engine.held_up:
-                return False
-            unlock(self.gauge)
-            if tries < YIELDS:
-                c.net_yield()
-            else:
-                c.net_pause(1)
-            tries += 1
-            lock(self.gauge)
-        return self.gauge.engine != NULL
 
     # ------------------------------------------------------------------ taking
 
@@ -683,7 +391,7 @@ cdef class Acceptor:
 
     cdef bint at_hand(self) noexcept:
         """Is there something that was taken before, and is not held back by pause()?"""
-        return bool(self.ready) and (not self.reasons & BY_USER or self.ended())
+        return bool(self.ready) and (not self.admission.reasons & c.NET_BY_USER or self.ended())
 
     cdef object next_ready(self):
         cdef object connection = self.pop_ready() if self.at_hand() else None
@@ -714,7 +422,7 @@ cdef class Acceptor:
         if not (self.waiters or self.polled):
             return 0
         if self.at_hand():
-            wake(self.gauge)
+            c.net_admission_wake(self.admission)
         elif self.polled:
             error = self.refresh()
             if error:
@@ -722,7 +430,7 @@ cdef class Acceptor:
         return 0
 
     cdef bint ended(self) noexcept:
-        return self.shut or c.net_get(&self.gauge.ended)
+        return self.shut or c.net_get(&self.admission.ended)
 
     cdef list take(self, int wished, bint nonblocking):
         """None when there will be no more."""
@@ -740,15 +448,15 @@ cdef class Acceptor:
                 return found or None
             part = min(wished - <int>len(found), CHUNK)
             with nogil:
-                if self.greedy:
+                if self.admission.greedy:
                     c.net_yield()
-                error = self.grab_locked(part, nonblocking, taken, where, &count, &obstacle)
+                error = c.net_admission_take(self.admission, part, nonblocking, taken, where, &count, &obstacle)
             self.leave()
             if count:
                 self.wrap(sockets, nonblocking, taken, where, count, found)
                 if count == part and len(found) < wished:
                     continue
-            elif obstacle == OVERLOAD:
+            elif obstacle == c.NET_OVERLOAD:
                 try:
                     self.overloaded(error)
                 except BaseException:  # an interrupt: those before it are not lost
@@ -765,7 +473,7 @@ cdef class Acceptor:
                 try:
                     c.net_raise(error)
                 except OSError as failure:
-                    if obstacle == LISTENER:
+                    if obstacle == c.NET_LISTENER:
                         failure.add_note("one listener can no longer accept: it was closed or shut down elsewhere")
                     raise
             elif not found and self.ended():
@@ -787,7 +495,7 @@ cdef class Acceptor:
                 connection = <Accepted>c.object_like(model)
                 listener = <Socket>PyTuple_GET_ITEM(sockets, where[n])
                 connection.handle = taken[n]
-                connection.gauge = self.gauge
+                connection.admission = self.admission
                 n += 1
                 connection.domain, connection.kind, connection.proto = listener.domain, listener.kind, listener.proto
                 connection.forks = process
@@ -801,8 +509,8 @@ cdef class Acceptor:
         except BaseException:
             while n < count:
                 c.net_close(taken[n])
-                count_down(self.gauge, 1)
-                unreference(self.gauge, 1)
+                c.net_admission_count_down(self.admission, 1)
+                c.net_admission_unreference(self.admission, 1)
                 n += 1
             raise
         return 0
@@ -834,16 +542,10 @@ cdef class Acceptor:
             c.PyErr_WriteUnraisable(self.asked)
         if (shed or seconds >= 0) and self.enter_with() is not None:
             with nogil:
-                lock(self.gauge)
-                if self.turn() and self.reasons & STARVED:
-                    if shed and self.shed():
-                        c.net_swap(&self.gauge.starved, 0)
-                        self.settle()
-                    elif seconds >= 0 and c.net_get(&self.gauge.starved):
-                        seconds = max(0.001, min(seconds, 1e6))
-                        self.until = c.net_monotonic() + seconds
-                        c.net_engine_timer(self.gauge.engine, <int>ceil(seconds * 1000))
-                unlock(self.gauge)
+                if shed:
+                    c.net_admission_shed_now(self.admission)
+                else:
+                    c.net_admission_pause_longer(self.admission, seconds)
             self.leave()
         return 0
 
@@ -858,7 +560,7 @@ cdef class Acceptor:
             c.net_raise(error)
         except OSError as failure:
             try:
-                report(c.net_get(&self.gauge.open), failure, self.policy == SHED)
+                report(c.net_get(&self.admission.open), failure, self.policy == SHED)
             except Exception as problem:
                 PyErr_SetObject(type(problem), problem)
                 c.PyErr_WriteUnraisable(self)
@@ -918,19 +620,19 @@ cdef class Acceptor:
 
     @cython.critical_section
     cdef net_engine_t *enter(self) except? NULL:
-        if self.gauge.forks != forks():
+        if self.admission.forks != forks():
             self.begin_again()
         if self.shut:
             return NULL
         self.calls += 1
         self.waiters += 1
-        return self.gauge.engine
+        return self.admission.engine
 
     cdef void leave_waiting(self) noexcept:
         self.leave_for(1)
 
     cdef void leave(self) noexcept:
-        if net_get(&self.gauge.owed):
+        if net_get(&self.admission.owed):
             self.settle_up()
         self.leave_for(0)
 
@@ -945,27 +647,23 @@ cdef class Acceptor:
         """After accept(2) on a listener that was closed meanwhile: it waits for that."""
         cdef int n, back
         for n in range(self.count):
-            lock(self.gauge)
+            c.net_admission_lock(self.admission)
             back = self.nodes[n].owed
-            if back and self.gauge.engine != NULL:
-                back -= self.gauge.engine.inside[n]
+            if back and self.admission.engine != NULL:
+                back -= self.admission.engine.inside[n]
             self.nodes[n].owed -= back
             if back and self.nodes[n].owed == 0:
-                c.net_add(&self.gauge.owed, -1)
-            unlock(self.gauge)
+                c.net_add(&self.admission.owed, -1)
+            c.net_admission_unlock(self.admission)
             while back > 0:
                 (<Socket>self.nodes[n].left).leave(False)
                 back -= 1
 
     cdef int refresh(self) noexcept:
         """After a wake-up: is a pause over?"""
-        cdef int error = 0
+        cdef int error
         with nogil:
-            lock(self.gauge)
-            if self.gauge.engine != NULL:
-                c.net_engine_calm(self.gauge.engine)
-                error = self.settle()
-            unlock(self.gauge)
+            error = c.net_admission_refresh(self.admission)
         return error
 
     def fileno(self):
@@ -978,9 +676,9 @@ cdef class Acceptor:
             return -1
         self.usable()
         with cython.critical_section(self):
-            if self.gauge.engine == NULL:
+            if self.admission.engine == NULL:
                 return -1  # closed by another thread, since we looked
-            error = c.net_engine_fileno(self.gauge.engine, &handle)
+            error = c.net_engine_fileno(self.admission.engine, &handle)
         if error:
             try:
                 c.net_raise(error)
@@ -996,30 +694,17 @@ cdef class Acceptor:
     def pause(self):
         """Stops accepting until resume(): clients wait in the system's queue. accept_many() returns an empty list, and
         iteration waits, also with what is left of its batch."""
-        cdef bint busy = False
         self.usable()
-        lock(self.gauge)
-        if self.gauge.engine != NULL:
-            self.reasons |= BY_USER
-            c.net_engine_arm(self.gauge.engine, False)
-            busy = self.gauge.engine.busy != 0
-        unlock(self.gauge)
-        if busy:  # that one comes back first, unless he is held up
+        if c.net_admission_pause(self.admission):  # a thread accepts: it comes back first, unless it is held up
             with nogil:
-                lock(self.gauge)
-                self.turn()
-                unlock(self.gauge)
+                c.net_admission_wait_for_turn(self.admission)
         self.share_out()
 
     def resume(self):
         """Ends pause(), however often that was called."""
-        cdef int error = 0
+        cdef int error
         self.usable()
-        lock(self.gauge)
-        if self.gauge.engine != NULL and self.reasons & BY_USER:
-            self.reasons &= ~BY_USER
-            error = self.settle()
-        unlock(self.gauge)
+        error = c.net_admission_resume(self.admission)
         self.share_out()
         if error:
             self.overloaded(error)
@@ -1029,11 +714,9 @@ cdef class Acceptor:
         """Reports that ``n`` connections that were given away with detach() or to_socket() are closed: they no longer
         count."""
         cdef int count = at_least_one(n, "n")
-        cdef long left = c.net_add(&self.gauge.given, -count)
+        cdef long left = c.net_admission_release(self.admission, count)
         if left < 0:
-            c.net_add(&self.gauge.given, count)
             raise ValueError(f"release({n}): only {left + count} connections were given away and not released")
-        count_down(self.gauge, count)
 
     def drain(self, deadline=5.0):
         """Stops without losing a client, and returns a `Drained`. New connections are stopped; those whose handshake
@@ -1062,7 +745,7 @@ cdef class Acceptor:
             return (), True
         self.frees = True
         self.leave()
-        return sockets, bool(self.shared)
+        return sockets, bool(self.admission.shared)
 
     def close(self):
         """Stops accepting and wakes the threads that wait: iteration ends, accept_many() raises EBADF. Connections that
@@ -1076,15 +759,15 @@ cdef class Acceptor:
         cdef int count = 0, obstacle
         cdef list left = []
         cdef tuple sockets
-        if self.gauge.forks != forks():
+        if self.admission.forks != forks():
             self.leave_to_parent()
         if not self.must_close():
             return
         sockets = self.sockets  # they stay until we leave
-        if self.gauge.engine != NULL:
+        if self.admission.engine != NULL:
             while True:
                 with nogil:
-                    self.grab_locked(CHUNK, False, taken, where, &count, &obstacle)
+                    c.net_admission_take(self.admission, CHUNK, False, taken, where, &count, &obstacle)
                 if count == 0:
                     break
                 self.wrap(sockets, False, taken, where, count, left)
@@ -1098,32 +781,24 @@ cdef class Acceptor:
             return False
         self.shut = True
         self.calls += 1  # our own
-        if self.gauge.forks != forks():
+        if self.admission.forks != forks():
             self.calls, self.waiters = 1, 0
-            lock(self.gauge)
-            self.abandon()
-            self.gauge.engine = NULL
-            self.gauge.forks = forks()
-            unlock(self.gauge)
+            c.net_admission_lock(self.admission)
+            self.nothing_owed()
+            c.net_admission_abandon(self.admission)
+            c.net_admission_unlock(self.admission)
             return True
-        lock(self.gauge)
-        self.reasons |= BY_USER
-        c.net_engine_stop(self.gauge.engine)
-        unlock(self.gauge)
+        c.net_admission_lock(self.admission)
+        self.admission.reasons |= c.NET_BY_USER
+        c.net_engine_stop(self.admission.engine)
+        c.net_admission_unlock(self.admission)
         return True
 
     cdef void finish(self) noexcept:
         """The last one out."""
-        cdef net_engine_t *engine
-        lock(self.gauge)
-        engine = self.gauge.engine
+        cdef net_engine_t *engine = c.net_admission_finish(self.admission)
         if engine != NULL:
-            self.over(FULL | STARVED)
-            keep_failures(&self.failed_before, engine)
             self.name = engine.name
-        self.gauge.engine = NULL
-        unlock(self.gauge)
-        if engine != NULL:
             c.net_engine_close(engine)
         self.give_back()
         self.sockets = ()
@@ -1136,7 +811,7 @@ cdef class Acceptor:
     @property
     def limit(self):
         """How many connections may be open at once, or None."""
-        return self.most or None
+        return self.admission.limit or None
 
     def __enter__(self):
         return self
@@ -1149,7 +824,7 @@ cdef class Acceptor:
     cdef int usable(self) except -1:
         if self.shut:
             return c.net_raise(c.NET_EBADF)
-        if self.gauge.forks != forks():
+        if self.admission.forks != forks():
             self.begin_again()
         return 0
 
@@ -1157,23 +832,20 @@ cdef class Acceptor:
     cdef int begin_again(self) except -1:
         """In a child: an engine of its own."""
         cdef net_engine_t *made = NULL
-        cdef gauge_t *gauge = self.gauge
+        cdef net_admission_t *admission = self.admission
         cdef int error = 0
         cdef list left
-        if gauge.forks == forks() or self.shut:
+        if admission.forks == forks() or self.shut:
             return 0  # another thread was here
         left, self.ready = self.ready, []  # before anybody else takes this acceptor for ours
-        lock(gauge)
+        c.net_admission_lock(admission)
         error = self.open(&made)
         if error == 0:
-            self.abandon()
-            self.over(FULL | STARVED)
-            gauge.full = gauge.starved = 0
-            self.shared = True
+            self.nothing_owed()
             self.calls = self.waiters = 0
-            self.use(made)
-            gauge.forks = forks()
-        unlock(gauge)
+            self.name = made.name
+            c.net_admission_begin_again(admission, made)
+        c.net_admission_unlock(admission)
         if error:
             self.ready = left
             return c.net_raise(error)
@@ -1184,12 +856,10 @@ cdef class Acceptor:
             self.overloaded(error)
         return 0
 
-    cdef void abandon(self) noexcept:
-        """In a child, with the lock: the parent's engine. Its threads stayed behind, and so did their calls."""
+    cdef void nothing_owed(self) noexcept:
+        """In a child, with the lock: the parent's threads stayed behind, and so did their calls."""
         cdef int n
-        keep_failures(&self.failed_before, self.gauge.engine)
-        c.net_engine_abandon(self.gauge.engine)
-        self.gauge.owed = 0
+        self.admission.owed = 0
         for n in range(self.count):
             self.nodes[n].owed = 0
 
@@ -1203,60 +873,35 @@ cdef class Acceptor:
 
     def stats(self):
         """What has happened so far: an `AcceptorStats`."""
-        cdef net_failures_t failures
-        cdef double paused
-        cdef unsigned long long accepted, shedded, pauses
-        cdef long open, high
+        cdef net_admission_t totals
+        cdef net_failures_t *failures = &totals.failed_before
         cdef int n
         if not self.shut:
             self.usable()
-        lock(self.gauge)
-        failures = self.failed_before
-        if self.gauge.engine != NULL:
-            keep_failures(&failures, self.gauge.engine)
-        paused = self.paused
-        if self.reasons & (FULL | STARVED):
-            paused += c.net_monotonic() - self.since
-        accepted, shedded, pauses, high = self.accepted, self.shedded, self.pauses, self.high_water
-        open = c.net_get(&self.gauge.open)
-        unlock(self.gauge)
+        c.net_admission_totals(self.admission, &totals)
         failed = {failures.error[n]: failures.count[n] for n in range(c.NET_FAILURES) if failures.count[n]}
-        return AcceptorStats(accepted, open, high, shedded, failed, pauses, paused, self.kind())
+        return AcceptorStats(totals.accepted, totals.open, totals.high_water, totals.shed, failed, totals.pauses,
+                             totals.paused, self.kind())
 
     @cython.critical_section
     cdef str kind(self):
-        if self.gauge.engine == NULL:
+        if self.admission.engine == NULL:
             return self.name.decode() if self.name != NULL else ""
-        if self.gauge.forks != forks():
+        if self.admission.forks != forks():
             return "forked"  # the parent's engine is not ours, and may be one that we cannot have
-        return self.gauge.engine.name.decode()
+        return self.admission.engine.name.decode()
 
     def __repr__(self):
         cdef int n, left = 0
         cdef str kind = self.kind()
-        cdef long open = c.net_get(&self.gauge.open)
+        cdef long open = c.net_get(&self.admission.open)
         if self.shut:
             return f"<harken.Acceptor closed, {open} open>"
         with cython.critical_section(self):
             for n in range(self.count):
                 left += self.nodes[n].socket != NULL
-        paused = ", paused" if self.reasons else ""
+        paused = ", paused" if self.admission.reasons else ""
         return f"<harken.Acceptor {kind}, {left} listener{'' if left == 1 else 's'}, {open} open{paused}>"
-
-
-cdef void count_failure(net_failures_t *failures, int error, unsigned long long count) noexcept nogil:
-    cdef int n = 0
-    while n < c.NET_FAILURES - 1 and failures.error[n] != 0 and failures.error[n] != error:
-        n += 1
-    failures.error[n] = error
-    failures.count[n] += count
-
-
-cdef void keep_failures(net_failures_t *kept, net_engine_t *engine) noexcept:
-    cdef int n
-    for n in range(c.NET_FAILURES):
-        if engine.failures.count[n]:
-            count_failure(kept, engine.failures.error[n], engine.failures.count[n])
 
 
 cdef int policy_of(object on_overload) except -1:

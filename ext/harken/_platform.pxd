@@ -194,8 +194,6 @@ cdef extern from "platform/engines/engine.h" nogil:
     void net_engine_calm(net_engine_t *engine)
     int net_engine_fileno(net_engine_t *engine, net_socket_t *handle)
     int net_engine_take(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where, int *count)
-    void net_engine_hold_up(net_engine_t *engine)
-    int net_engine_expected(net_engine_t *engine)
     int net_engine_take_beside(net_engine_t *engine, int limit, bint nonblocking, net_socket_t *taken, int *where,
                                int *count)
     int net_engine_wait(net_engine_t *engine, int milliseconds, int *outcome)
@@ -208,6 +206,43 @@ cdef extern from "platform/steering.h" nogil:
     int net_keep_filter(net_socket_t member)
     int net_only_near(net_socket_t s, int family, bint on)
     int net_hurry(net_socket_t s, int tries, int defer)
+
+cdef extern from "platform/engines/admission.h" nogil:
+    const int NET_BY_USER, NET_OVERLOAD, NET_LISTENER, NET_YIELDS
+    ctypedef struct net_admission_t:
+        long open, high_water, ended, owed
+        unsigned int forks
+        net_engine_t *engine
+        int limit, batch, sheds, shared, greedy, reasons
+        double paused
+        unsigned long long accepted, shed, pauses
+        net_socket_t reserve
+        net_failures_t failed_before
+    net_admission_t *net_admission_new(unsigned int (*forks_now)() noexcept nogil)
+    void net_admission_unreference(net_admission_t *self, long count)
+    void net_admission_set_limit(net_admission_t *self, int limit)
+    void net_admission_lock(net_admission_t *self)
+    void net_admission_unlock(net_admission_t *self)
+    void net_admission_wake(net_admission_t *self)
+    void net_admission_count_down(net_admission_t *self, long count)
+    void net_admission_forget(net_admission_t *self, int index)
+    void net_admission_use(net_admission_t *self, net_engine_t *engine)
+    void net_admission_drop_reserve(net_admission_t *self)
+    int net_admission_room(net_admission_t *self)
+    int net_admission_take(net_admission_t *self, int wished, bint nonblocking, net_socket_t *taken, int *where,
+                           int *count, int *obstacle)
+    int net_admission_refresh(net_admission_t *self)
+    bint net_admission_pause(net_admission_t *self)
+    void net_admission_wait_for_turn(net_admission_t *self)
+    int net_admission_resume(net_admission_t *self)
+    void net_admission_shed_now(net_admission_t *self)
+    void net_admission_pause_longer(net_admission_t *self, double seconds)
+    void net_admission_give(net_admission_t *self)
+    long net_admission_release(net_admission_t *self, long count)
+    void net_admission_abandon(net_admission_t *self)
+    void net_admission_begin_again(net_admission_t *self, net_engine_t *engine)
+    net_engine_t *net_admission_finish(net_admission_t *self)
+    void net_admission_totals(net_admission_t *self, net_admission_t *totals)
 
 cdef extern from "platform/paths.h" nogil:
     const int NET_NOTHING, NET_A_SOCKET, NET_SOMETHING

@@ -63,6 +63,23 @@ typedef struct {
     unsigned long long count[NET_FAILURES];
 } net_failures_t;
 
+static inline void net_failures_count(net_failures_t *failures, int error, unsigned long long count)
+{
+    int n = 0;
+    while (n < NET_FAILURES - 1 && failures->error[n] != 0 && failures->error[n] != error)
+        n++;
+    failures->error[n] = error;
+    failures->count[n] += count;
+}
+
+static inline void net_failures_add(net_failures_t *sum, const net_failures_t *more)
+{
+    int n;
+    for (n = 0; n < NET_FAILURES; n++)
+        if (more->count[n])
+            net_failures_count(sum, more->error[n], more->count[n]);
+}
+
 typedef struct net_engine net_engine_t;
 
 typedef struct {
@@ -116,14 +133,7 @@ struct net_engine {
     net_failures_t failures;
 };
 
-static inline void net_engine_failed(net_engine_t *engine, int error)
-{
-    int n = 0;
-    while (n < NET_FAILURES - 1 && engine->failures.error[n] != 0 && engine->failures.error[n] != error)
-        n++;
-    engine->failures.error[n] = error;
-    engine->failures.count[n]++;
-}
+static inline void net_engine_failed(net_engine_t *engine, int error) { net_failures_count(&engine->failures, error, 1); }
 
 static inline void net_engine_free(net_engine_t *engine)
 {
