@@ -32,16 +32,16 @@ DIRECTIVES = {
 }
 
 # The same for every module. Frame pointers and unwind tables let perf, gdb and py-spy see through our functions, and
-# the symbols, which the linker keeps, tell their names.
+# the symbol table tells their names. -g0: Python's own flags mostly have -g, for debugging information.
 if sys.platform == "win32":
     LIBRARIES, COMPILE_ARGS, LINK_ARGS = ["ws2_32"], ["/O2"], []
 else:
     LIBRARIES, LINK_ARGS = [], []
-    COMPILE_ARGS = ["-O2", "-fno-omit-frame-pointer", "-fvisibility=hidden"]
+    COMPILE_ARGS = ["-O2", "-g0", "-fno-omit-frame-pointer", "-fvisibility=hidden"]
     COMPILE_ARGS += ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]
     COMPILE_ARGS += ["-Wno-unused-function"]  # Cython's, for strings that it would compress
     if sys.platform == "linux":
-        LINK_ARGS = ["-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--strip-debug"]
+        LINK_ARGS = ["-Wl,-z,relro,-z,now,-z,noexecstack"]
 
 PARTS = [str(path) for path in sorted(Path("ext/harken").rglob("*")) if path.suffix in {".h", ".pxi"}]
 
