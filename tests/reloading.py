@@ -91,7 +91,7 @@ def with_harken_asyncio(listeners: harken.Listeners) -> None:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while not harken.workers.draining():
+            while True:  # whoever has asked is answered, and only an answer ends the connection
                 await reader.readuntil(b"\r\n\r\n")
                 last = b"Connection: close\r\n" if harken.workers.draining() else b""
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n" + last + b"\r\nx")
