@@ -172,7 +172,7 @@ static void a_limit_is_kept(void)
     CHECK(take(admission, MANY, 4, taken + 32, &obstacle) == 4 && admission->reasons == NET_FULL);
     net_admission_totals(admission, &totals);
     CHECK(totals.accepted == 36 && totals.open == 32 && totals.high_water == 32 && totals.pauses == 2);
-    CHECK(totals.paused > 0 && totals.paused < SOON);
+    CHECK(totals.paused > 0 && totals.paused < (double)SOON);
     net_admission_unreference(admission, 4);
     end(admission, 32);
     close_all(36, taken);
