@@ -129,7 +129,6 @@ cdef extern from "platform/net.h" nogil:
     bint net_vsock_get(const sockaddr *address, unsigned int *cid, unsigned int *port)
     bint net_died_waiting(int error)
     bint net_has_no_name(int error)
-    bint net_forbidden(int error)
     bint net_overloaded(int error)
     double net_monotonic()
     void net_lock_init(net_lock_t *lock)
@@ -155,7 +154,7 @@ cdef extern from "platform/net.h" nogil:
     const int NET_DONTWAIT, NET_WAITALL, NET_NEVER_WAITS, NET_NEVER_GATHERS
     const int NET_LIMIT_REACHED
     const int NET_EAFNOSUPPORT, NET_EADDRINUSE, NET_EADDRNOTAVAIL, NET_EBADF, NET_ECONNRESET, NET_EINPROGRESS
-    const int NET_EINTR, NET_EISCONN, NET_ENOMEM, NET_ENOTSUP, NET_EPROTONOSUPPORT, NET_EWOULDBLOCK
+    const int NET_EINTR, NET_EISCONN, NET_ENOMEM, NET_EPROTONOSUPPORT, NET_EWOULDBLOCK
     const int NET_EAI_SYSTEM
     const char *NET_ERROR_TEXT(int number)
     const int NET_SOCK_NONBLOCK, NET_SOCK_CLOEXEC, NET_AI_NUMERICSERV
@@ -165,7 +164,7 @@ cdef extern from "platform/net.h" nogil:
     const int SOCK_STREAM
     const int IPPROTO_TCP, IPPROTO_IPV6, TCP_NODELAY
     const int AI_PASSIVE, AI_NUMERICHOST, AI_ADDRCONFIG
-    const int EAI_AGAIN, EAI_BADFLAGS, EAI_FAIL, EAI_FAMILY, EAI_MEMORY, EAI_NONAME, EAI_SERVICE, EAI_SOCKTYPE
+    const int EAI_FAMILY, EAI_NONAME, EAI_SERVICE
     const int SOL_SOCKET, SO_ERROR, IPV6_V6ONLY
     const int POLLIN, POLLOUT
     const int INET6_ADDRSTRLEN, IF_NAMESIZE
