@@ -403,7 +403,7 @@ def _start(
     from subprocess import DEVNULL, STDOUT, Popen
     from tempfile import TemporaryFile
 
-    if fds and os.name == "nt":
+    if fds and not hasattr(os, "fork"):
         from io import UnsupportedOperation
 
         raise UnsupportedOperation("Windows passes no listening socket by its number: use {port}")
