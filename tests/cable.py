@@ -3,6 +3,7 @@ loopback does not show of a handshake. Needs root, Linux and a C compiler."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -83,6 +84,7 @@ def lacking() -> str:
 @cache
 def _program() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="harken-cable-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     source = Path(__file__).with_name("cable.c")
     subprocess.run(["cc", "-O2", "-o", folder / "cable", source], check=True, capture_output=True, timeout=50)
     return folder / "cable"
