@@ -333,7 +333,7 @@ def test_each_module_is_loaded_by_import_or_by_preload_or_is_a_command() -> None
     names = {module.name.removeprefix("harken.") for module in pkgutil.walk_packages(harken.__path__, "harken.")}
     names -= {name.removeprefix("harken.") for name in loaded} | {*_loading.PARTS, "_diagnosis"}
     of_workers = {"workers", "workers._board", "workers._busy", "workers._supervisor", "workers._worker"}
-    assert names == commands | of_asyncio | of_workers
+    assert names == commands | of_asyncio | of_workers | {"pytest_plugin"}
 
 
 def test_threads_may_preload_at_once() -> None:

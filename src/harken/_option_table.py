@@ -69,7 +69,7 @@ YES = "yes"
 AGAIN = "again"
 UNUSED = "yes, unused"
 LISTENER = "the listener's alone"
-NOT_HERE = "\N{EN DASH}"
+NOT_HERE = "-"
 
 
 class Option:
@@ -340,7 +340,7 @@ TABLE: dict[str, Option] = {
             binds=(*ANY_TCP, INHERITED),
             sets=on(linux="TCP_DEFER_ACCEPT"),
             connections=(LISTENER, NOT_HERE, NOT_HERE),
-            read_back="rounded up to 1, 3, 7, 15…",
+            read_back="rounded up to 1, 3, 7, 15 and so on",
             in_force=_in_force.defer_accept,
             shortfall=("longer than the kernel waits (29,887 s)", ""),
             elsewhere=known_as(haproxy="`defer-accept`", nginx="`deferred`", systemd="`DeferAcceptSec=`"),
