@@ -496,7 +496,7 @@ def _(run: Run) -> None:
         environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
         os.environ |= environment
         _inherit._passed.clear()
-        _inherit._taken.clear()
+        _inherit._owned.clear()
         try:
             with run.armed():
                 made = harken.from_systemd("web")

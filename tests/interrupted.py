@@ -488,7 +488,7 @@ PASSED = _inherit.FIRST = 50  # where systemd's descriptors begin here: nothing 
 
 def as_passed(scene: Scene, name: str = "web") -> None:
     _inherit._passed.clear()
-    _inherit._taken.clear()
+    _inherit._owned.clear()
     _inherit._by_number.clear()
     for number in (PASSED, PASSED + 1):
         with plain() as sock:

@@ -741,3 +741,39 @@ def test_after_a_failed_listen_nobody_is_let_in(poison: Poison) -> None:
     )
     assert report.said["step"] == "listen"
     assert report.said["refused"]
+
+
+# ---------------------------------------------------------------------------- plans
+
+
+def test_each_listener_has_a_plan_however_it_came_about() -> None:
+    with (
+        harken.listen("127.0.0.1:0", "127.0.0.1:0?ttl=9", backlog=7) as (plain, tuned),
+        harken.Listener(socket.AF_INET, socket.SOCK_STREAM) as made,
+        plain.dup() as twin,
+        harken.adopt(socket.create_server(("127.0.0.1", 0))) as adopted,
+    ):
+        assert [dict(one.options) for one in (plain, tuned, twin, made, adopted)] == [
+            {"backlog": 7}, {"backlog": 7, "ttl": 9}, {"backlog": 7}, {}, {},
+        ]  # fmt: skip
+        with harken.adopt(tuned) as moved:
+            assert (moved.plan, dict(moved.options)) == (tuned.plan, {"backlog": 7, "ttl": 9})
+        assert repr(tuned.plan) == "<Plan backlog=7, ttl=9>"
+        assert (repr(made.plan), repr(plain.plan)) == ("<Plan with no options>", "<Plan backlog=7>")
+
+
+@pytest.mark.parametrize("call", [harken.listen, harken.bind])
+def test_binds_with_and_without_options_are_opened_in_one_order(call: Any) -> None:
+    asked = ["127.0.0.1:0", "127.0.0.1:0?ttl=9", "tcp4://localhost:0", ":0"]
+    with call(*asked) as listeners:
+        hosts = [one.address[0] for one in listeners]
+        assert hosts[:3] == ["127.0.0.1"] * 3
+        assert set(hosts[3:]) <= {"0.0.0.0", "::"}
+        assert [dict(one.options) for one in listeners[:3]] == [{}, {"ttl": 9}, {}]
+        assert {one.state for one in listeners} == {"listening" if call is harken.listen else "bound"}
+
+
+def test_only_those_beside_which_something_was_left_out_keep_a_list() -> None:
+    with harken.listen("127.0.0.1:0") as listeners:
+        assert listeners.left_out == ()
+        assert vars(listeners) == {}

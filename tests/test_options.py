@@ -1252,7 +1252,7 @@ BLOCKS = {
     PACKAGE / "_options.py": ["fields"],
     PACKAGE / "_listen.pyi": ["signature", "signature"],
     PACKAGE / "asyncio" / "_start.py": ["more_options", "more_options"],
-    HOME / "ext" / "harken" / "_listen.pyx": ["c_signature"],
+    HOME / "ext" / "harken" / "functions.pxi": ["c_signature"],
     HOME / "docs" / "options.md": ["sets", "connections", "shortfalls", "elsewhere"],
 }
 

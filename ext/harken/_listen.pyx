@@ -15,24 +15,24 @@ All or nothing: each address of each bind is bound before the first socket liste
 that does not start. When a step fails, everything that was opened is closed, inherited sockets are given back, and the
 error names the step and the address. This module is compiled for that: no signal handler runs between a system call
 and the line that records its result.
+
+Read it from top to bottom: `open_all` is the whole in 20 lines, `Opening` has the steps of one bind in their order. It
+is one file of more than 600 lines so that nothing of it is elsewhere but what addresses.pxi asks about a list of
+addresses, and what functions.pxi tells Python about the two functions.
 """
 
 import cython
 
-from cpython.mem cimport PyMem_RawMalloc
-from cpython.object cimport PyObject
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cimport harken._platform as c
 from harken._resolve cimport resolve_bind
 from harken._socket cimport Socket, backlog_of
 
-import sys
-
 from harken._bind import to_open
 from harken._collision import interface_of, is_given_twice, record_conflicts
 from harken._errors import ListenError, failure
-from harken._inherit import inherit, returned
+from harken._inherit import inherit, release
 from harken._listener import Listener, Listeners
 from harken._loading import for_hand_over, load
 from harken._plan import DEFAULT, Plan
@@ -126,58 +126,16 @@ cdef list plan_each(str call, list binds, dict keywords):
         fail("socket" if error else "import", str(binds[0]), error or reason)
 
 
-cdef int undo(list openings) except -1:
-    """Inherited sockets stay open, and can be asked for again; all others are closed."""
-    cdef Opening opening
-    for opening in openings:
-        if opening.is_inherited:
-            returned(opening.listeners)
-        close_all(opening.listeners)
-        close_all(opening.discarded)
-    return 0
-
-
-cdef int warn(list openings, bint reserves) except -1:
-    """Of what the system did not put in force: of queues once for the call, of options once for a bind."""
-    cdef Opening opening
-    cdef list asked = []
-    for opening in openings:
-        if opening.backlog >= 0 and not reserves:
-            asked += [(listener, opening.backlog) for listener in opening.listeners]
-    if asked:
-        warn_if_less(asked)
-    for opening in openings:
-        if opening.has_options:
-            opening.plan.warn(str(opening.bind), opening.listeners)
-    return 0
-
-
-_hand_over_prepared = False
-
-
-cdef int prepare_hand_over() except -1:
-    global _hand_over_prepared
-    if not _hand_over_prepared:
-        _hand_over_prepared = for_hand_over()
-    return 0
-
-
-cdef int take_over_paths(list listeners, bint now) except -1:
-    """The last step, as a failure after it would leave the clients of a live server without any. After harken.bind()
-    the path is taken over in ``listen()``."""
-    cdef list entries = [one.entry for one in listeners if (<Socket>one).domain == c.AF_UNIX and has_path(one)]
-    if not entries:
-        return 0
-    settle_soon = load("harken._paths").settle_soon
-    if now:
-        for entry in entries:
-            entry.publish()
-    settle_soon(entries)  # and nothing after it that could run Python code
-    return 0
-
-
-cdef bint has_path(object listener) except -1:
-    return getattr(listener, "entry", None) is not None
+cdef Opening opening_of(object bind, object plan, bint reserves):
+    cdef Opening opening = Opening.__new__(Opening)
+    opening.bind, opening.plan, opening.reserves = bind, plan, reserves
+    opening.holds = reserves and plan.asked("exclusive") is not False
+    opening.scheme, opening.is_range = bind.scheme, bind.last_port is not None
+    opening.is_inherited = opening.scheme == "fd" or opening.scheme == "systemd"
+    opening.has_options, opening.backlog, opening.interface = plan.options is not None, plan.backlog, plan.interface
+    opening.listeners, opening.discarded, opening.left_out = [], [], []
+    opening.step, opening.multipath = "bind", opening.scheme == "mptcp"
+    return opening
 
 
 @cython.final
@@ -555,6 +513,123 @@ cdef class Opening:
         return 0
 
 
+# ---------------------------------------------------------------------------- when all are open, or a step has failed
+
+cdef int warn(list openings, bint reserves) except -1:
+    """Of what the system did not put in force: of queues once for the call, of options once for a bind."""
+    cdef Opening opening
+    cdef list asked = []
+    for opening in openings:
+        if opening.backlog >= 0 and not reserves:
+            asked += [(listener, opening.backlog) for listener in opening.listeners]
+    if asked:
+        warn_if_less(asked)
+    for opening in openings:
+        if opening.has_options:
+            opening.plan.warn(str(opening.bind), opening.listeners)
+    return 0
+
+
+_hand_over_prepared = False
+
+
+cdef int prepare_hand_over() except -1:
+    global _hand_over_prepared
+    if not _hand_over_prepared:
+        _hand_over_prepared = for_hand_over()
+    return 0
+
+
+cdef int take_over_paths(list listeners, bint now) except -1:
+    """The last step, as a failure after it would leave the clients of a live server without any. After harken.bind()
+    the path is taken over in ``listen()``."""
+    cdef list entries = [one.entry for one in listeners if (<Socket>one).domain == c.AF_UNIX and has_path(one)]
+    if not entries:
+        return 0
+    settle_soon = load("harken._paths").settle_soon
+    if now:
+        for entry in entries:
+            entry.publish()
+    settle_soon(entries)  # and nothing after it that could run Python code
+    return 0
+
+
+cdef bint has_path(object listener) except -1:
+    return getattr(listener, "entry", None) is not None
+
+
+cdef int undo(list openings) except -1:
+    """Inherited sockets stay open, and can be asked for again; all others are closed."""
+    cdef Opening opening
+    for opening in openings:
+        if opening.is_inherited:
+            release(opening.listeners)
+        close_all(opening.listeners)
+        close_all(opening.discarded)
+    return 0
+
+
+cdef list listeners_of(list openings, Socket before=None):
+    """Those of a call that are open, in order; those ``before`` one of them."""
+    cdef Opening opening
+    cdef list found = []
+    for opening in openings:
+        for listener in opening.listeners:
+            if listener is before:
+                return found
+            found.append(listener)
+    return found
+
+
+cdef int close_all(list listeners) except -1:
+    """Empties the list."""
+    cdef Socket sock
+    for sock in listeners:
+        if sock.domain == c.AF_UNIX:
+            entry = getattr(sock, "entry", None)
+            if entry is not None:
+                entry.remove()  # before the handle, as in its close(); here no signal handler comes in between
+        sock.end()
+    listeners.clear()
+    return 0
+
+
+# ---------------------------------------------------------------------------- errors
+
+cdef int exhausted() except -1:
+    """The error of socket(2), where no descriptors or no memory are left; else 0."""
+    cdef Socket sock = Socket.__new__(Socket)
+    cdef int error = sock.open(c.AF_INET, c.SOCK_STREAM, 0)
+    sock.end()
+    return error if c.net_overloaded(error) else 0
+
+
+cdef object address_of(Socket sock, object bind):
+    """For an error: where a socket is, or if the system does not tell, what it was asked for by."""
+    try:
+        return (<object>sock).address
+    except OSError:
+        return str(bind)
+
+
+cdef object error_of(int number):
+    """The exception that the platform's sockets would raise."""
+    try:
+        c.net_raise(number)
+    except OSError as error:
+        return error
+
+
+cdef object as_error(object reason):
+    return reason if isinstance(reason, OSError) else error_of(reason)
+
+
+cdef int fail(str step, object address, object reason) except -1:
+    raise failure(step, address, as_error(reason)) from None
+
+
+# ---------------------------------------------------------------------------- the same steps, for harken check
+
 def try_out(bind, plan, int family, port):
     """For ``harken check``: each address of a bind of TCP, of this family or of all, on one port, or a bind of vsock.
     Takes them through all steps but listen(2), whatever becomes of the others.
@@ -604,155 +679,5 @@ def try_out(bind, plan, int family, port):
     return found, (opening.left_out[0][1] if opening.left_out else None)
 
 
-cdef Opening opening_of(object bind, object plan, bint reserves):
-    cdef Opening opening = Opening.__new__(Opening)
-    opening.bind, opening.plan, opening.reserves = bind, plan, reserves
-    opening.holds = reserves and plan.asked("exclusive") is not False
-    opening.scheme, opening.is_range = bind.scheme, bind.last_port is not None
-    opening.is_inherited = opening.scheme == "fd" or opening.scheme == "systemd"
-    opening.has_options, opening.backlog, opening.interface = plan.options is not None, plan.backlog, plan.interface
-    opening.listeners, opening.discarded, opening.left_out = [], [], []
-    opening.step, opening.multipath = "bind", opening.scheme == "mptcp"
-    return opening
-
-
-cdef list listeners_of(list openings, Socket before=None):
-    """Those of a call that are open, in order; those ``before`` one of them."""
-    cdef Opening opening
-    cdef list found = []
-    for opening in openings:
-        for listener in opening.listeners:
-            if listener is before:
-                return found
-            found.append(listener)
-    return found
-
-
-cdef int close_all(list listeners) except -1:
-    """Empties the list."""
-    cdef Socket sock
-    for sock in listeners:
-        if sock.domain == c.AF_UNIX:
-            entry = getattr(sock, "entry", None)
-            if entry is not None:
-                entry.remove()  # before the handle, as in its close(); here no signal handler comes in between
-        sock.end()
-    listeners.clear()
-    return 0
-
-
-cdef int exhausted() except -1:
-    """The error of socket(2), where no descriptors or no memory are left; else 0."""
-    cdef Socket sock = Socket.__new__(Socket)
-    cdef int error = sock.open(c.AF_INET, c.SOCK_STREAM, 0)
-    sock.end()
-    return error if c.net_overloaded(error) else 0
-
-
-cdef object address_of(Socket sock, object bind):
-    """For an error: where a socket is, or if the system does not tell, what it was asked for by."""
-    try:
-        return (<object>sock).address
-    except OSError:
-        return str(bind)
-
-
-cdef object error_of(int number):
-    """The exception that the platform's sockets would raise."""
-    try:
-        c.net_raise(number)
-    except OSError as error:
-        return error
-
-
-cdef object as_error(object reason):
-    return reason if isinstance(reason, OSError) else error_of(reason)
-
-
-cdef int fail(str step, object address, object reason) except -1:
-    raise failure(step, address, as_error(reason)) from None
-
-
-# ---------------------------------------------------------------------------- the two functions
-
-cdef object called_listen(PyObject *module, tuple binds, PyObject *keywords):
-    return open_all("listen()", binds, {} if keywords == NULL else <dict>keywords, False)
-
-
-cdef object called_bind(PyObject *module, tuple binds, PyObject *keywords):
-    return open_all("bind()", binds, {} if keywords == NULL else <dict>keywords, True)
-
-
-cdef const char *OPTIONS = (
-    # <options c_signature>: written by .ci/options
-    b"backlog=None, reuse_port=None, ipv6_only=None, exclusive=None, nodelay=None, keepalive=None, "
-    b"keepalive_idle=None, keepalive_interval=None, keepalive_count=None, user_timeout=None, defer_accept=None, "
-    b"fastopen=None, rcvbuf=None, sndbuf=None, freebind=None, transparent=None, interface=None, mark=None, tos=None, "
-    b"ttl=None, mss=None, congestion=None, priority=None, incoming_cpu=None, busy_poll=None, inheritable=None, "
-    b"mode=None, owner=None, group=None, configure=None)\n"
-    # </options>
-)
-
-cdef const char *ABOUT_LISTEN = b"""\
-Opens listening sockets for all binds, or for none: getaddrinfo(), socket(2), bind(2), listen(2).
-
-Each bind stands for one or several addresses: ``"127.0.0.1:27015"``, ``"[::1]:0"``, ``"localhost:http"``; without a
-host (``":8080"``, or just ``8080``) for every address of both families, on two sockets that share one port. With port 0
-the system chooses one port for all addresses of a bind; of a range, ``":8000-8010"``, the first port that is free on
-all of them is taken. ``"unix:/run/app.sock"`` is a unix socket: see `harken._unix`. ``"fd://3"`` and ``"systemd:name"``
-are inherited sockets: see `adopt` and `from_systemd`. One that listens already keeps its queue, unless a longer one is
-asked for; after an error inherited sockets stay open.
-
-The options are those of `harken.Options`; a bind may have its own: ``":8080?backlog=64"``. All are checked before the
-first socket exists. ``backlog`` is how many connections may wait in the queue; by default as many as the system grants.
-
-Returns `Listeners`, in the order of the binds.
-
-Raises TypeError or ValueError for an invalid bind or option, and ListenError, which is an OSError, when a step fails.
-Warns (RuntimeWarning) of options that the system does not put in force, and of a backlog that it shortens, and says
-what to change.
-
-The sockets have TCP_NODELAY, which accepted connections inherit, and SO_REUSEADDR on POSIX, SO_EXCLUSIVEADDRUSE on
-Windows. Child processes do not inherit them. IPv6 sockets accept IPv6 only.
-"""
-
-cdef const char *ABOUT_BIND = b"""\
-Like `listen`, but stops after bind(2): the addresses are reserved, and clients are refused until ``listen()`` of the
-result is called. So a server that takes minutes to be ready knows at once whether it can have its port.
-
-Takes, returns and raises what `listen` does.
-
-No other process can bind the addresses and listen on them meanwhile, and connections of an earlier server in TIME_WAIT
-do not prevent bind(2). For that, on Linux SO_REUSEADDR is on during bind(2), then off until listen(2): two sockets that
-both have it may be bound to one address, and the first that calls listen(2) gets it. On Windows SO_EXCLUSIVEADDRUSE has
-this effect; macOS and the BSDs always refuse the second bind(2).
-
-With ``exclusive=False`` SO_REUSEADDR stays on: the port is kept for another server that is told its number. Linux lets
-every socket with that option bind it, and gives it to nobody who binds port 0 or connects.
-"""
-
-cdef c.PyMethodDef LISTEN, BIND
-
-
-cdef object function(c.PyMethodDef *method, const char *name, void *call, const char *about):
-    """A function whose signature lists the options, and which yet is called with any keywords, so that an unknown one
-    has an error that says what was meant. What describes it is shared by the interpreters of a process, and so is not
-    freed."""
-    cdef bytes text
-    cdef char *room
-    if method.ml_name == NULL:
-        text = b"%b(*binds, %b--\n\n%b" % (<bytes>name, <bytes>OPTIONS, <bytes>about)
-        room = <char *>PyMem_RawMalloc(len(text) + 1)
-        if room == NULL:
-            raise MemoryError
-        memcpy(room, <const char *>text, len(text) + 1)
-        method.ml_meth, method.ml_flags, method.ml_doc = call, c.METH_VARARGS | c.METH_KEYWORDS, room
-        method.ml_name = name
-    return c.PyCFunction_NewEx(method, sys.modules[__name__], __name__)
-
-
-listen = function(&LISTEN, b"listen", <void *>called_listen, ABOUT_LISTEN)
-bind = function(&BIND, b"bind", <void *>called_bind, ABOUT_BIND)
-
-
+include "functions.pxi"
 include "ending.pxi"

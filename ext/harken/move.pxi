@@ -383,18 +383,18 @@ def adopt(fd_or_socket):
     Returns a `Listener`. Raises ListenError for what cannot listen: something else than a socket, a datagram socket, a
     connection, a socket without an address.
     """
-    from harken._inherit import _taken, failed, fitting
+    from harken._inherit import _owned, failed, fitting
     cdef Socket made
     handle, listener = fitting(fd_or_socket)
     made = <Socket?>listener
     try:
-        own(fd_or_socket, made, handle, _taken)
+        own(fd_or_socket, made, handle, _owned)
     except OSError as error:
         failed("adopt", f"fd://{handle}", error)
     return made
 
 
-cdef int own(object given, Socket made, net_socket_t handle, set taken) except -1:
+cdef int own(object given, Socket made, net_socket_t handle, set owned) except -1:
     cdef int inheritable = 0
     if made.handle != c.NET_INVALID:
         raise RuntimeError("this Socket has its handle already")
@@ -409,7 +409,7 @@ cdef int own(object given, Socket made, net_socket_t handle, set taken) except -
             (<Socket>given).closed()
     elif isinstance(given, int):
         look_at(made, handle, &inheritable)
-        taken.add(given)
+        owned.add(given)
         made.handle = handle
     else:
         take_from(given, made, handle)
@@ -426,9 +426,9 @@ def replace(Socket sock not None, Socket made not None):
         sock.closed()
 
 
-def take_numbers(list numbers, list made, set taken, list into):
+def adopt_numbers(list numbers, list made, set owned, list into):
     """What was passed to this process becomes ours, all or none: ``made`` are listeners without a handle, and are added
-    to ``into``; ``taken`` is what the process has already."""
+    to ``into``; ``owned`` is what the process has already."""
     from harken._inherit import failed
     cdef Py_ssize_t n = 0, count = len(into)
     number = -1
@@ -436,28 +436,28 @@ def take_numbers(list numbers, list made, set taken, list into):
         into += made
         for n in range(len(numbers)):
             number = numbers[n]
-            if number in taken:
+            if number in owned:
                 raise OSError(c.NET_EBADF, "another thread of this process has taken it meanwhile")
-            own(number, <Socket?>made[n], number, taken)
+            own(number, <Socket?>made[n], number, owned)
     except BaseException as error:
         del into[count:]
         for listener in made:
-            give_up(<Socket?>listener, taken)
+            give_up(<Socket?>listener, owned)
         if isinstance(error, OSError):
             failed("adopt", f"fd://{number}", error)
         raise
 
 
-def give_back(list listeners, set taken):
+def release_each(list listeners, set owned):
     """Closes the listeners; their sockets stay open and may be asked for again."""
     for sock in listeners:
-        give_up(<Socket?>sock, taken)
+        give_up(<Socket?>sock, owned)
 
 
-cdef int give_up(Socket self, set taken) except -1:
+cdef int give_up(Socket self, set owned) except -1:
     cdef net_socket_t handle = self.let_go(False)
     if handle != c.NET_INVALID:
-        taken.discard(handle)
+        owned.discard(handle)
     return 0
 
 

@@ -15,7 +15,7 @@ from ._errors import ListenError, failure
 from ._listener import Listener, Listeners
 from ._loading import load
 from ._paths import Descriptor
-from ._socket import adopt, alone, describe, family_of, give_back, set_carried, take_numbers
+from ._socket import adopt, adopt_numbers, alone, describe, family_of, release_each, set_carried
 from ._system import AF_UNIX, PASSED, SOCK_DGRAM, SOCK_STREAM, of_this_process
 
 TYPE_CHECKING = False
@@ -96,7 +96,7 @@ def failed(step: str, address: str, reason: OSError | str) -> NoReturn:
 # ---------------------------------------------------------------------------- systemd
 
 _passed: list[tuple[str, int]] = []  # what systemd passed to this process: names and descriptors
-_taken: set[int] = set()  # those that somebody has, and others that were adopted by their number
+_owned: set[int] = set()  # of these, and of others that were adopted by their number: what an object has now
 _by_number: set[int] = set()  # adopted so, and not close-on-exec before: if they are systemd's, they were passed
 _choosing: dict[int, RLock] = {}  # a lock in each process, so that of two threads only one has a socket
 
@@ -117,7 +117,7 @@ def from_systemd(*names: str) -> Listeners:
         alone(of_this_process(_choosing, RLock), _take, names, found)
         return Listeners(found)
     except BaseException:
-        give_back(found, _taken)
+        release_each(found, _owned)
         raise
 
 
@@ -129,21 +129,21 @@ def inherit(bind: Bind, open_already: list[int], into: list[Listener]) -> None:
         return
     _must_be_new(bind.fd, open_already)
     fd, listener = fitting(bind.fd)
-    _taken.discard(fd)
-    take_numbers([fd], [listener], _taken, into)
+    _owned.discard(fd)
+    adopt_numbers([fd], [listener], _owned, into)
 
 
-def returned(listeners: list[Listener]) -> None:
-    """The listeners are closed, their sockets stay open and may be asked for again."""
-    give_back(listeners, _taken)
+def release(listeners: list[Listener]) -> None:
+    """Closes the listeners; their sockets stay open, and can be asked for again."""
+    release_each(listeners, _owned)
 
 
-def meant(bind: Bind, taken: Iterable[int]) -> list[int]:
-    """The descriptors that a bind stands for, each of which could be adopted; ``taken`` are others'. Nothing changes
+def descriptors_of(bind: Bind, owned: Iterable[int]) -> list[int]:
+    """The descriptors that a bind stands for, each of which could be adopted; ``owned`` are others'. Nothing changes
     hands, and the environment stays as it is. Raises what `inherit` would raise."""
     if bind.fd is None:
-        return _chosen(_names(bind), _announced() or _passed, {*_taken, *taken})
-    _must_be_new(bind.fd, taken)
+        return _chosen(_names(bind), _announced() or _passed, {*_owned, *owned})
+    _must_be_new(bind.fd, owned)
     _must_fit(bind.fd)
     return [bind.fd]
 
@@ -152,20 +152,20 @@ def _names(bind: Bind) -> tuple[str, ...]:
     return (bind.name,) if bind.name else ()
 
 
-def _must_be_new(fd: int, taken: Iterable[int]) -> None:
-    if fd in taken:
+def _must_be_new(fd: int, owned: Iterable[int]) -> None:
+    if fd in owned:
         failed("adopt", f"fd://{fd}", "this descriptor is given twice, or was not open")
 
 
 def _take(names: tuple[str, ...], into: list[Listener]) -> None:
     _receive()
-    chosen = _chosen(names, _passed, _taken)
-    take_numbers(chosen, [Listener.without_handle() for _ in chosen], _taken, into)
+    chosen = _chosen(names, _passed, _owned)
+    adopt_numbers(chosen, [Listener.without_handle() for _ in chosen], _owned, into)
 
 
-def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], taken: set[int]) -> list[int]:
+def _chosen(names: tuple[str, ...], passed: list[tuple[str, int]], owned: set[int]) -> list[int]:
     """Descriptors, each of which can be listened on."""
-    left = [(name, fd) for name, fd in passed if fd not in taken]
+    left = [(name, fd) for name, fd in passed if fd not in owned]
     if not left:
         failed("from_systemd", "", "all sockets that systemd passed have been taken over already")
     chosen = [] if names else [fd for _, fd in _without_datagrams(left)]

@@ -63,6 +63,12 @@ class Plan:
             user_id(options.owner)  # an unknown name is an error before there is a socket
             group_id(options.group)
 
+    def __repr__(self) -> str:
+        asked = {"backlog": self.backlog} if self.backlog >= 0 else {}
+        if self.options is not None:
+            asked = {name: self.asked(name) for name in self.options}
+        return f"<Plan {', '.join(f'{name}={value!r}' for name, value in asked.items()) or 'with no options'}>"
+
     def asked(self, name: str) -> Any:
         """The value of an option; None where it was not asked for."""
         return getattr(self.options, name, None)

@@ -286,7 +286,7 @@ class Trial:
     def _inherited(self, bind: Bind, plan: Plan) -> list[Foreseen]:
         text = str(bind)
         try:
-            fds = _inherit.meant(bind, self._descriptors)
+            fds = _inherit.descriptors_of(bind, self._descriptors)
         except ListenError as error:
             twice = bind.fd in self._descriptors
             return [Foreseen(text, error.address or text, "given twice" if twice else "impossible", error=error)]
