@@ -40,7 +40,7 @@ class Listener(Socket):
 
     @classmethod
     def without_handle(cls, plan: Plan = DEFAULT) -> Listener:
-        """One to which a handle will be moved."""
+        """A listener into which a handle will be moved."""
         made = cls.__new__(cls)
         made.plan = plan
         return made
@@ -98,15 +98,21 @@ class Listener(Socket):
         return {} if asked < 0 else {"backlog": asked if granted is None else granted}
 
     def listen(self, backlog: int | None = None) -> None:
-        """listen(2): from now on clients can connect. If the socket listens already, nothing happens unless a longer
-        queue is asked for: a plain listen(2) would shorten it, for all processes that share the socket.
+        """Lets clients connect: listen(2).
 
-        Raises ListenError. If the system grants a shorter queue than was asked for, a RuntimeWarning says what to
-        change."""
+        ``backlog`` is how many connections may wait in the queue. None is what `harken.bind` was given, or else the
+        most that the system grants.
+
+        Raises ListenError. Warns (RuntimeWarning) if the system grants a shorter queue than was asked for, and says
+        what to change.
+
+        On a socket that listens already only a longer queue has an effect: a plain listen(2) would shorten it, for all
+        processes that share the socket."""
         warn_if_less([(self, self._begin(backlog))], level=3)
 
     def _begin(self, backlog: int | None) -> int:
-        """listen(2), and what the plan has for after it. Returns the backlog that was asked for, -1 for the most."""
+        """listen(2), and the options that the plan sets after it. Returns the backlog that was asked for, -1 for the
+        most."""
         asked = self._listen_at_least(backlog)
         try:
             self.plan.after_listen(self)
@@ -130,7 +136,7 @@ class Listener(Socket):
         return carried(self)[0] if backlog is None else backlog
 
     def _failed(self, step: str, reason: OSError) -> OSError:
-        """An error of this listener as a ListenError; of one that is closed it stays what it is."""
+        """An error of this listener as a ListenError. The error of a closed one is returned as it is."""
         handle = self.fileno()
         if handle < 0 or isinstance(reason, ListenError):
             return reason
@@ -153,11 +159,11 @@ class Listener(Socket):
         self._was = (self.address, self.url, self.backlog)
 
     def _twin(self) -> Listener:
-        """One that has no handle yet, and to which this one's, or a duplicate, may come."""
+        """A listener without a handle, for this one's handle or a duplicate of it."""
         return Listener.without_handle(self.plan)
 
     def stats(self) -> ListenerStats:
-        """How many connections wait now, how many may, and what was dropped: `harken.stats`."""
+        """Returns how many connections are queued, how many may be, and the counters of drops: `harken.stats`."""
         self._must_be_open()
         return stats(self)
 
@@ -180,8 +186,8 @@ class Listeners(tuple[Listener, ...]):
 
     @property
     def left_out(self) -> typing.Sequence[tuple[_types.Address, OSError]]:
-        """Addresses of a name or a wildcard that were skipped because this machine lacks their family, each with the
-        error, whose text says why: IPv6 is disabled, no interface has it, the system was built without it."""
+        """Addresses of a name or a wildcard that were skipped because this machine lacks their family, each with an
+        error whose text says why: IPv6 is disabled, no interface has it, the system was built without it."""
         if self._left_out and not self._left_out_explained:  # looked up when it is first read
             try:
                 why_left_out = load("harken._diagnosis.hints").why_left_out
@@ -201,7 +207,10 @@ class Listeners(tuple[Listener, ...]):
         return ports.pop()
 
     def listen(self, backlog: int | None = None) -> None:
-        """After `harken.bind`: calls `Listener.listen` for each. ``backlog`` overrides that of `harken.bind`.
+        """Calls `Listener.listen` for each, in order: after `harken.bind`, clients can connect from then on.
+
+        ``backlog`` is how many connections may wait in each queue. None is what `harken.bind` was given, or else the
+        most that the system grants.
 
         Raises ListenError when one cannot listen; those before it listen then, those after it do not. Warns as
         `Listener.listen` does, once for all.
@@ -216,7 +225,8 @@ class Listeners(tuple[Listener, ...]):
         on_overload: _types.OnOverload = "pause",
         engine: str | None = None,
     ) -> _acceptor.Acceptor:
-        """Returns an `Acceptor` for all of them, which accepts in batches and survives running out of descriptors."""
+        """Returns an `Acceptor` for all of them, which accepts in batches and survives running out of descriptors. The
+        arguments are those of `Acceptor`."""
         from ._acceptor import Acceptor
 
         return Acceptor(self, batch=batch, limit=limit, on_overload=on_overload, engine=engine)

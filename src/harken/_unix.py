@@ -52,7 +52,7 @@ def open_unix(
     exclusive: bool | None = None,
     prepare: Callable[[Listener], None] | None = None,
 ) -> UnixListener:
-    """A socket that is bound to ``path``, or to the abstract name behind a NUL, and does not listen yet.
+    """Returns a socket that is bound to ``path``, or to an abstract name behind a NUL, and does not listen yet.
 
     Without ``mode`` the path gets what the umask leaves, as from bind(2). ``owner`` and ``group`` are names or numbers.
     ``exclusive=False``: a live server's path is taken over, in listen(). ``prepare`` is called between socket(2) and
