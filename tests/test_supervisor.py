@@ -501,3 +501,26 @@ def test_an_asgi_application_is_ready_when_its_lifespan_has_begun(here: _board.B
     assert not here.ready(3)
     through_asgi({"type": "lifespan"}, {"type": "lifespan.startup.complete"})
     assert here.ready(3)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_it_serves_without_streams(stream: str) -> None:
+    """As a daemon that has closed its descriptors has none."""
+    with running('work, "127.0.0.1:{port}", workers=1', f"sys.{stream} = None") as program:
+        program.told("serves")
+        program.kill("SIGTERM")
+        assert program.end() == 0
+
+
+@pytest.mark.skipif(not LINUX, reason="/dev/full")
+def test_it_serves_when_its_output_cannot_be_written() -> None:
+    first = """
+    logging.getLogger().handlers[0].stream = sys.stderr = sys.stdout
+    sys.stdout = open("/dev/full", "w")
+    sys.stdout.write("half a line")
+    """
+    with running('work, "127.0.0.1:{port}", workers=1', first) as program:
+        program.told("serves")
+        program.kill("SIGTERM")
+        program.end()
+        assert "cannot be started" not in program.log

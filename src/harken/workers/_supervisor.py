@@ -256,8 +256,7 @@ class _Supervisor:
         board.clear(record)
         group._slots[slot].count = lambda: board.open(record)
         mine = group._member(slot)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         # A signal between fork() and the child's own handlers would be told to the supervisor's.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers(_SIGNALS))  # type: ignore[attr-defined,unused-ignore]
         try:
@@ -289,8 +288,7 @@ class _Supervisor:
             self.group._slots[slot].member = None  # the worker's, which stay open
             self.group.close()
             code = _worker.run(self.target, mine, self.board, record, self.lifeline[0])
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
         finally:
             os._exit(code)
 
@@ -626,6 +624,17 @@ def serve(
         if group.shared:
             _log.info("all workers share %s", ", ".join(group.shared))
         return _Supervisor(group, target, limits).run()
+
+
+def _flush() -> None:
+    """What is in the buffers of this process, a forked child would write once more. Python has no stream where the
+    descriptor was closed, and nobody may read the other end."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
