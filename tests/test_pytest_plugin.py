@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from importlib.metadata import PackageNotFoundError, version
@@ -106,6 +107,22 @@ def test_it(unix_listener):
 """
     assert passed(run(test, tmp_path, "-W", "ignore"), 1)
     assert not os.path.exists(os.path.dirname((tmp_path / "path").read_text()))
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b"])
+def test_a_unix_listener_may_be_in_a_directory_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with tempfile.TemporaryDirectory() as short:  # tmp_path may be too long for a socket
+        os.mkdir(f"{short}/{name}")
+        monkeypatch.setenv("TMPDIR", f"{short}/{name}")
+        test = f"""
+def test_it(unix_listener):
+    assert unix_listener.host.startswith({short + "/" + name!r})
+    assert os.path.exists(unix_listener.host)
+"""
+        assert passed(run(test, tmp_path), 1)
 
 
 @posix_only

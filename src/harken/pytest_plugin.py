@@ -192,9 +192,11 @@ def unix_listener() -> Iterator[ListenerFixture]:
     test. Its path is short: a socket's path has at most 107 bytes, on macOS 103, and ``tmp_path`` is often longer."""
     from tempfile import TemporaryDirectory
 
+    from harken._bind import unix_url
+
     # A server may remove its path, and the directory, while this does.
     with TemporaryDirectory(prefix="harken", ignore_cleanup_errors=True) as folder:
-        made = ListenerFixture(harken.listen(f"unix:{folder}/s"))
+        made = ListenerFixture(harken.listen(unix_url(f"{folder}/s")))  # a ? or % may be in it
         yield made
         made.close()
 
