@@ -200,6 +200,31 @@ def test_a_closed_acceptor_has_nothing_to_drain() -> None:
             acceptor.drain()
 
 
+@linux_only
+@pytest.mark.parametrize("how", ["close", "to_socket"])
+def test_a_listener_that_is_gone_does_not_hide_the_handshakes_of_the_others(how: str) -> None:
+    with harken.listen("127.0.0.1:0", "127.0.0.1:0") as listeners, contextlib.ExitStack() as stack:
+        acceptor = listeners.acceptor()
+        gone = getattr(listeners[0], how)()
+        if gone is not None:
+            stack.enter_context(gone)
+        assert acceptor.drain(5.0).lost_at_most == 0
+
+
+@linux_only
+def test_a_drain_that_is_interrupted_leaves_no_listener_that_takes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with harken.listen("127.0.0.1:0") as listeners, clients(listeners[0].address, 1):
+        acceptor = listeners.acceptor()
+        monkeypatch.setattr(_draining.time, "sleep", raises)
+        with pytest.raises(KeyboardInterrupt):
+            acceptor.drain(5.0)
+        assert acceptor.closed
+        assert listeners[0].state == "closed"
+
+
 # ---------------------------------------------------------------------------- asyncio
 
 
@@ -261,3 +286,15 @@ def test_an_asyncio_server_that_does_not_serve_yet_is_closed() -> None:
 
     drained = asyncio.run(main())
     assert (drained.accepted, drained.left) == (0, 0)
+
+
+def test_an_asyncio_server_whose_drain_is_cancelled_is_closed() -> None:
+    async def main() -> bool:
+        server, address = await begun()
+        server.acceptor.pause()  # what is in the queue stays there
+        with clients(address, 1):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(server.drain(20), 0.1)
+            return bool(server.is_serving() or server.sockets)
+
+    assert not asyncio.run(main())

@@ -730,6 +730,7 @@ cdef class Acceptor:
         listeners that other processes have, too, this process's copies are closed at once: the queue is the others'.
 
         It blocks: another thread than those that accept calls it; an event loop has `harken.asyncio.Server.drain`.
+        Interrupted by an exception, of a signal handler for one, it closes the acceptor and its listeners at once.
         """
         cdef double seconds = deadline
         if isnan(seconds) or seconds < 0:

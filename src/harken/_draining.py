@@ -59,13 +59,17 @@ def drain(acceptor: Acceptor, deadline: float) -> Drained:
     until = begun + deadline
     before = acceptor.stats()
     listeners, shared = acceptor._begin_drain()
-    lost = None if shared else stop(listeners, until)
-    while not shared and not acceptor.closed and waiting(listeners) and time.monotonic() < until:
-        time.sleep(0.005)
-    lost = 0 if shared else added(lost, waiting(listeners))
-    acceptor.close()
-    for listener in listeners:
-        listener.close()
+    lost: int | None = 0
+    try:
+        if not shared:
+            lost = stop(listeners, until)
+            while not acceptor.closed and waiting(listeners) and time.monotonic() < until:
+                time.sleep(0.005)
+            lost = added(lost, waiting(listeners))
+    finally:  # also when it is interrupted: a listener that takes no new connections is of no use to anybody
+        acceptor.close()
+        for listener in listeners:
+            listener.close()
     while acceptor.stats().open and time.monotonic() < until:
         time.sleep(0.01)
     return counted(acceptor, before.accepted, before.open, lost, begun)
@@ -80,36 +84,38 @@ def counted(acceptor: Acceptor, accepted: int, opened: int, lost: int | None, be
 def stop(listeners: Sequence[Socket], until: float) -> int | None:
     """No new connections to these; then waits for the handshakes. Returns how many are still open then."""
     outcomes = [_stop_one(listener) for listener in listeners]
-    if None in outcomes:
-        return None
-    stopped = [listener for listener, stopped in zip(listeners, outcomes, strict=True) if stopped]
-    if not stopped:
-        return 0
-    ports = [(listener.getsockname()[1], families_of(listener)) for listener in stopped]
+    ports = [place for outcome in outcomes for place in outcome or ()]
+    if not ports:
+        return None if None in outcomes else 0
 
     def look() -> set[tuple[int, Client]]:
         return {(port, client) for port, families in ports for client in handshakes(port, families)}
 
-    return wait(look, until, partial(int))
+    lost = wait(look, until, partial(int))
+    return None if None in outcomes else lost
 
 
-def _stop_one(listener: Socket) -> bool | None:
-    """Are there handshakes to be waited for? None where new connections cannot be stopped."""
+def _stop_one(listener: Socket) -> list[tuple[int, tuple[int, ...]]] | None:
+    """The port, with families, whose handshakes are to be waited for, if there is one. None where new connections
+    cannot be stopped."""
+    if listener.fileno() < 0:  # closed, or given away, before
+        return []
     entry = getattr(listener, "entry", None)  # the path of a unix socket
     if entry is not None:
         entry.remove()
-        return False
+        return []
     if family_of(listener) not in (AF_INET, AF_INET6):
-        return False
+        return []
     try:
+        place = (listener.getsockname()[1], families_of(listener))
         hurry(listener, 1, 0)
         level, option = OPTIONS["reuse_port"][0] if "reuse_port" in OPTIONS else (0, 0)
         if level and listener.getsockopt(level, option):
-            return True  # the kernel goes on to choose it: a client whose first packet is dropped would never get in
+            return [place]  # the kernel chooses it as before: who is dropped here would never get in
         only_near(listener, True)
     except OSError:
         return None
-    return True
+    return [place]
 
 
 def waiting(listeners: Sequence[Socket]) -> int:

@@ -259,7 +259,8 @@ class Server(asyncio.AbstractServer):
         listeners that other processes have too.
 
         ``deadline`` is in seconds, for all of it. Connections that are kept open by their clients last until then,
-        unless the protocol ends them: it asks `draining`."""
+        unless the protocol ends them: it asks `draining`. A task that is cancelled closes the server without waiting
+        for its clients."""
         if not deadline >= 0:
             raise ValueError(f"deadline must be a number of seconds that is not negative: {deadline!r}")
         begun = time.monotonic()
@@ -273,12 +274,14 @@ class Server(asyncio.AbstractServer):
         before = acceptor.stats()
         listeners, shared = acceptor._begin_drain()
         lost: int | None = 0
-        if not shared:
-            lost = await aside(partial(stop, listeners, until))
-            while self._acceptor is not None and waiting(listeners) and time.monotonic() < until:
-                await asyncio.sleep(0.005)
-            lost = added(lost, waiting(listeners))
-        self.close()
+        try:
+            if not shared:
+                lost = await aside(partial(stop, listeners, until))
+                while self._acceptor is not None and waiting(listeners) and time.monotonic() < until:
+                    await asyncio.sleep(0.005)
+                lost = added(lost, waiting(listeners))
+        finally:  # also when it is cancelled: nobody can connect any more
+            self.close()
         left = await self._end_by(until)
         after = acceptor.stats()
         since = after.accepted - before.accepted
