@@ -7,6 +7,8 @@ import io
 import os
 import select
 import socket
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ import harken
 from children import needs_root, run
 from harken import _handshakes, _steering
 from harken._group import groups
+from harken._group.members import EMPTY, LEAVING
 from machine import LOOPBACKS, bind_text, linux_only, needs_ipv6, posix_only
 
 SO_DETACH_REUSEPORT_BPF = 68
@@ -747,6 +750,114 @@ def test_too_few_descriptors_are_told_and_nothing_stays_open() -> None:
 def test_a_group_is_only_made_by_the_function() -> None:
     with pytest.raises(TypeError, match=r"harken\.group\(\) makes a Group"):
         harken.Group()
+
+
+# ---------------------------------------------------------------------------- several threads
+
+
+@linux_only
+def test_two_replacements_of_one_member_at_once_leave_no_slot_behind() -> None:
+    both = threading.Barrier(2)
+
+    def started(_: harken.Listeners) -> None:
+        both.wait(30)
+
+    with harken.group("127.0.0.1:0", 1, slots=4) as group:
+        calls = [Call(lambda: group.replace(0, start=started)) for _ in range(2)]
+        for call in calls:
+            call.outcome()
+        assert [slot.state for slot in group._slots].count(EMPTY) == 3
+        with connected(group.port, 5):
+            assert queued(group) == [5]
+
+
+@linux_only
+def test_a_slot_that_two_retire_is_not_taken_from_who_has_it_then() -> None:
+    with harken.group("127.0.0.1:0", 1) as group, connected(group.port, 3):
+        patient = Call(lambda: group.retire(0, 1.0, drain=False))  # nobody accepts: it waits for the queue
+        wait_until(lambda: group._slots[0].state == LEAVING)
+        assert group.retire(0, 0.0, drain=False).lost_at_most == 3
+        group.replace(0)
+        assert group._members == [0]  # it has the slot that was just given up
+        patient.outcome()
+        assert group.stats()[0].serving
+        assert str(group[0][0]) == group[0][0].url
+        with connected(group.port, 2):
+            assert queued(group) == [5]
+
+
+@linux_only
+def test_the_loads_are_looked_at_while_acceptors_are_made() -> None:
+    """For the policy "least", by a thread that must not end."""
+    over = threading.Event()
+    failed: list[BaseException] = []
+    with harken.group("127.0.0.1:0", 2, policy="least") as group:
+
+        def look() -> None:
+            try:
+                while not over.is_set():
+                    group._slots[0].load()
+            except BaseException as error:
+                failed.append(error)
+
+        looking = Call(look)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(2000):
+                group[0].acceptor().close()
+        finally:
+            sys.setswitchinterval(interval)
+            over.set()
+        looking.outcome()
+    assert failed == []
+
+
+@linux_only
+def test_a_group_that_is_drained_while_a_successor_starts_stays_drained() -> None:
+    """As by SIGTERM in the middle of a rolling restart."""
+    with harken.group("127.0.0.1:0", 1) as group:
+        with pytest.raises(RuntimeError, match="drained meanwhile"):
+            group.replace(0, start=lambda _: group.drain())
+        assert group.serving == ()
+        assert {slot.state for slot in group._slots} == {EMPTY}
+
+
+@linux_only
+def test_what_a_replacement_could_not_accept_is_drained() -> None:
+    told = run("""
+        import harken, os, resource, socket
+        harken.preload()
+        with harken.group("127.0.0.1:0", 1) as group:
+            clients = [socket.create_connection(("127.0.0.1", group.port)) for _ in range(5)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            held = []
+            try:
+                while True:
+                    held.append(os.open(os.devnull, 0))
+            except OSError:
+                pass
+            try:
+                group.replace(0)
+                number = 0
+            except OSError as error:
+                number = error.errno
+            for descriptor in held:
+                os.close(descriptor)
+            tell(number=number, drained=len(group.drain()))
+    """)
+    assert told == {"number": 24, "drained": 5}
+
+
+@linux_only
+@pytest.mark.parametrize("deadline", [float("nan"), -1, "5"])
+@pytest.mark.parametrize("name", ["retire", "replace", "resize", "drain"])
+def test_a_deadline_is_checked_before_anybody_leaves(name: str, deadline: Any) -> None:
+    arguments: dict[str, list[Any]] = {"retire": [0], "replace": [0], "resize": [1], "drain": []}
+    with harken.group("127.0.0.1:0", 2) as group:
+        with pytest.raises(ValueError, match="deadline is a number of seconds"):
+            getattr(group, name)(*arguments[name], deadline)
+        assert (group.serving, len(group)) == ((0, 1), 2)
 
 
 # ---------------------------------------------------------------------------- under load: a sample of retiring.py

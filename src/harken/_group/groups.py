@@ -316,6 +316,7 @@ class Group(Sequence[Listeners]):
         Raises IndexError if there is no such member, OSError if descriptors run out: then what was not accepted yet
         is accepted by another call.
         """
+        deadline = _seconds(deadline)
         with self._locked():
             self._must_be_ours()
             number = range(len(self._members))[index]
@@ -325,9 +326,9 @@ class Group(Sequence[Listeners]):
             if self._spreads:
                 self._cannot("leave members out")
             self._shares.pop(number, None)
-            self._slots[slot].state = LEAVING
+            leaving = self._leave([slot])
             self._aim()
-        return self._settle([slot], deadline, drain)
+        return self._settle(leaving, deadline, drain)
 
     def replace(
         self, index: int, deadline: float = 5.0, *, start: Callable[[Listeners], object] | None = None,
@@ -340,34 +341,39 @@ class Group(Sequence[Listeners]):
         or to find out whether it works; if it raises, everything stays as it was. Without it, connections wait in the
         successor's queue until somebody accepts on ``group[index]``.
 
-        Raises RuntimeError when all slots are in use, which only other calls of this kind at the same time can do.
+        Raises RuntimeError when all slots are in use, which only other calls of this kind at the same time can do, and
+        when another call has drained the group meanwhile.
         """
+        deadline = _seconds(deadline)
         with self._locked():
             self._must_be_ours()
             number = range(len(self._members))[index]
-            old = self._members[number]
             if not self._steers:
                 return self._replace_shared(number, start)
             new = self._spare()
             self._slots[new].state = USED  # so nobody else takes it
+            turn = self._slots[new].turn
         try:
             self._prepare(new)
             if start is not None:
                 start(self._member(new))
             with self._locked():
                 self._must_be_ours()
-                self._members[number] = new
+                if self._slots[new].state != USED or self._slots[new].turn != turn:
+                    raise RuntimeError("the group was drained meanwhile")
+                # The slot that it has now: another call may have replaced it while start() ran.
+                old, self._members[number] = self._members[number], new
                 self._shares.setdefault(number, 1)
-                if old >= 0:
-                    self._slots[old].state = LEAVING
+                leaving = self._leave([old] if old >= 0 else [])
                 self._aim()
         except BaseException:
             with self._locked():
-                if number >= len(self._members) or self._members[number] != new:
+                mine = self._slots[new].state == USED and self._slots[new].turn == turn
+                if mine and (number >= len(self._members) or self._members[number] != new):
                     self._forget_member(new)
-                    self._slots[new].state = EMPTY
+                    self._free(new)
             raise
-        return self._settle([old], deadline, drain) if old >= 0 else Retired((), 0.0, 0)
+        return self._settle(leaving, deadline, drain) if leaving else Retired((), 0.0, 0)
 
     def _replace_shared(self, number: int, start: Callable[[Listeners], object] | None) -> Retired:
         """The successor accepts on the same listener."""
@@ -392,6 +398,7 @@ class Group(Sequence[Listeners]):
 
         Raises ListenError when no more slots can be opened: after the process has changed its user, for one."""
         size = _count("size", size, 1, MOST - 1)
+        deadline = _seconds(deadline)
         with self._locked():
             self._must_be_ours()
             if self._spreads:
@@ -404,17 +411,16 @@ class Group(Sequence[Listeners]):
                 self._slots[slot].state = USED
                 self._members.append(slot)
                 self._shares[len(self._members) - 1] = 1
-            leaving = [slot for slot in self._members[size:] if slot >= 0]
+            last = [slot for slot in self._members[size:] if slot >= 0]
             for number in range(size, len(self._members)):
                 self._shares.pop(number, None)
             del self._members[size:]
-            for slot in leaving:
-                self._slots[slot].state = LEAVING
+            leaving = self._leave(last)
             self._aim()
         if not leaving:
             return ()
         together = self._settle(leaving, deadline, False, again=True)
-        return tuple(self._settle([slot], 0.0, True, told=together) for slot in leaving)
+        return tuple(self._settle({slot: turn}, 0.0, True, told=together) for slot, turn in leaving.items())
 
     def drain(self, deadline: float = 5.0) -> Retired:
         """For the end: no member gets new connections, and what `retire` does for one is done for all. The group still
@@ -422,14 +428,23 @@ class Group(Sequence[Listeners]):
         the port by then, or are refused if nobody has it.
 
         Where the system cannot steer, what is in the queue is accepted."""
+        deadline = _seconds(deadline)
         with self._locked():
             self._must_be_ours()
-            leaving = [slot for slot in range(len(self._slots)) if self._slots[slot].state != EMPTY]
             self._shares.clear()
-            for slot in leaving:
-                self._slots[slot].state = LEAVING
+            leaving = self._leave(range(len(self._slots)))  # spare ones may have connections that nobody accepted
             self._aim()
         return self._settle(leaving, deadline, True, last=True)
+
+    def _leave(self, slots: Sequence[int]) -> dict[int, int]:
+        """With the lock: these slots are left, each in its turn."""
+        for slot in slots:
+            self._slots[slot].state = LEAVING
+        return {slot: self._slots[slot].turn for slot in slots}
+
+    def _still(self, slots: Mapping[int, int]) -> list[int]:
+        """With the lock: those that no other call has given up meanwhile, and perhaps somebody else has by now."""
+        return [slot for slot, turn in slots.items() if self._slots[slot].turn == turn]
 
     def _spare(self) -> int:
         for number, slot in enumerate(self._slots):
@@ -443,7 +458,7 @@ class Group(Sequence[Listeners]):
         """A slot as it was at the beginning."""
         one = self._slots[slot]
         self._forget_member(slot)
-        one.acceptors = weakref.WeakSet()
+        one.forget_acceptors()
         one.count = None
         for address, listener in zip(self._addresses, one.listeners, strict=True):
             if isinstance(address, Steered):
@@ -468,7 +483,7 @@ class Group(Sequence[Listeners]):
 
     def _settle(
         self,
-        slots: Sequence[int],
+        slots: Mapping[int, int],
         deadline: float,
         drain: bool,
         *,
@@ -477,7 +492,8 @@ class Group(Sequence[Listeners]):
         told: Retired | None = None,
     ) -> Retired:
         """After nothing is steered to these slots any more: waits, and takes what is in their queues. ``again``: there
-        will be another call for them, with what this one has ``told``."""
+        will be another call for them, with what this one has ``told``. Another thread may leave the same slot; whoever
+        comes to the end first gives it up."""
         begun = time.monotonic()
         missing: int | None = 0
         try:
@@ -490,18 +506,20 @@ class Group(Sequence[Listeners]):
                     missing = self._wait_for_queues(slots, begun + deadline, missing)
                 waited = time.monotonic() - begun if self._steers else 0.0
             if drain:
-                for slot in slots:
-                    self._end_member(slot)
-                    self._take(slot, last)
+                with self._locked():
+                    for slot in self._still(slots):
+                        self._end_member(slot)
+                        self._take(slot, last)
         except BaseException:
             with self._locked():
-                for slot in set(slots).difference(self._members):  # else another call goes on with it
-                    self._slots[slot].state = EMPTY
+                for slot in set(self._still(slots)).difference(self._members):  # else another call goes on with it
+                    self._free(slot)
             raise
         with self._locked():
-            found = [connection for slot in slots for connection in self._slots[slot].taken]
+            still = self._still(slots)
+            found = [connection for slot in still for connection in self._slots[slot].taken]
             result = Retired(found, waited, missing)
-            for slot in slots:
+            for slot in still:
                 self._slots[slot].taken = []
                 if self._steers and not again:
                     self._give_up(slot)
@@ -509,15 +527,18 @@ class Group(Sequence[Listeners]):
 
     def _give_up(self, slot: int) -> None:
         """From now on it is free. Its member, if it is still that one's, has none."""
-        one = self._slots[slot]
         if slot in self._members:
             number = self._members.index(slot)
             self._retired[number] = self._end_member(slot)
             self._members[number] = -1
         self._forget_member(slot)
-        one.state = EMPTY
+        self._free(slot)
 
-    def _wait_for_handshakes(self, slots: Sequence[int], until: float, drain: bool) -> int | None:
+    def _free(self, slot: int) -> None:
+        self._slots[slot].state = EMPTY
+        self._slots[slot].turn += 1
+
+    def _wait_for_handshakes(self, slots: Mapping[int, int], until: float, drain: bool) -> int | None:
         addresses = [address for address in self._addresses if isinstance(address, Steered)]
         if not self._steers:
             return 0
@@ -543,22 +564,23 @@ class Group(Sequence[Listeners]):
         pairs = zip(self._addresses, self._slots[slot].listeners, strict=True)
         return [listener for address, listener in pairs if address.steered]
 
-    def _wait_for_queues(self, slots: Sequence[int], until: float, missing: int | None) -> int | None:
+    def _wait_for_queues(self, slots: Mapping[int, int], until: float, missing: int | None) -> int | None:
         """Another process accepts."""
         while True:
-            waiting = sum(queue_of(one)[0] or 0 for slot in slots for one in self._own(slot))
+            waiting = sum(queue_of(one)[0] or 0 for slot in self._still(slots) for one in self._own(slot))
             if not waiting or time.monotonic() >= until:
                 return None if missing is None else missing + waiting
             time.sleep(LOOK)
 
-    def _make_room(self, slots: Sequence[int]) -> None:
+    def _make_room(self, slots: Mapping[int, int]) -> None:
         """A queue that fills up would drop clients."""
-        for slot in slots:
-            for listener in self._own(slot):
-                queued, limit = queue_of(listener)
-                if queued and limit is not None and 2 * queued > limit:
-                    self._take(slot, False)
-                    break
+        with self._locked():
+            for slot in self._still(slots):
+                for listener in self._own(slot):
+                    queued, limit = queue_of(listener)
+                    if queued and limit is not None and 2 * queued > limit:
+                        self._take(slot, False)
+                        break
 
     def _take(self, slot: int, last: bool) -> None:
         """What is in the queues, into the slot's own list: an exception loses nobody. ``last``: there are no others for
@@ -721,6 +743,12 @@ def _count(name: str, number: Any, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(f"{name} is from {least} to {most}, and not {number}")
     return int(number)
+
+
+def _seconds(deadline: Any) -> float:
+    if not isinstance(deadline, (int, float)) or not deadline >= 0:
+        raise ValueError(f"deadline is a number of seconds that is not negative, and not {deadline!r}")
+    return float(deadline)
 
 
 def _policy(policy: Any) -> Policy:

@@ -85,7 +85,7 @@ class Member(Listeners):
     ) -> Acceptor:
         """As of any `Listeners`; what it has open is what the policy "least" goes by."""
         made = super().acceptor(batch=batch, limit=limit, on_overload=on_overload, engine=engine)
-        self._slot.acceptors.add(made)
+        self._slot.add(made)
         return made
 
 
@@ -95,15 +95,26 @@ class Slot:
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self.listeners = listeners
         self.state = EMPTY
+        self.turn = 0  # how often it was given up
         self.member: Member | None = None  # the duplicates
         self.taken: list[Socket] = []  # out of the queue, and not given to the caller yet
-        self.acceptors: weakref.WeakSet[Acceptor] = weakref.WeakSet()
+        self._acceptors: list[weakref.ref[Acceptor]] = []
         self.count: Callable[[], int] | None = None  # connections that another process has open
+
+    def add(self, acceptor: Acceptor) -> None:
+        self._acceptors.append(weakref.ref(acceptor, self._acceptors.remove))
+
+    def acceptors(self) -> list[Acceptor]:
+        """Those that are there. Any thread may make one meanwhile, which a WeakSet would not let us walk through."""
+        return [one for reference in self._acceptors.copy() if (one := reference()) is not None]
+
+    def forget_acceptors(self) -> None:
+        self._acceptors = []
 
     def open(self) -> int | None:
         if self.count is not None:
             return self.count()
-        made = [acceptor.stats().open for acceptor in self.acceptors]
+        made = [acceptor.stats().open for acceptor in self.acceptors()]
         return sum(made) if made else None
 
     def load(self) -> int:

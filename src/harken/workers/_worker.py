@@ -105,7 +105,7 @@ def _watch(mine: Member, lifeline: int) -> None:
     poll.register(lifeline, select.POLLIN)  # type: ignore[attr-defined,unused-ignore]
     pause, before = _SELDOM, 0
     while not poll.poll(pause):
-        acceptors = list(mine._slot.acceptors)
+        acceptors = mine._slot.acceptors()
         open_now = sum(one.stats().open for one in acceptors)
         _Here.board.tell_open(_Here.record, len(acceptors), open_now)
         pause, before = _SELDOM if open_now == before else _OFTEN, open_now
