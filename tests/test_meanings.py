@@ -17,7 +17,7 @@ import pytest
 from wire import KINDS, Call, Kind, connection, listening, python, receive, wait_until
 
 import harken
-from machine import LINUX, WINDOWS, linux_only, posix_only, windows_only
+from machine import LINUX, WINDOWS, linux_only, needs_ipv6, posix_only, windows_only
 
 
 @pytest.fixture(params=KINDS, ids=["stdlib", "harken"])
@@ -66,6 +66,32 @@ def test_datagrams_have_addresses(kind: Kind) -> None:
             there.sendto(b"x")
         with pytest.raises(TypeError):
             there.sendto(b"x", 0, here.getsockname(), 0)
+
+
+@linux_only
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_broadcast_address_has_a_name(kind: Kind) -> None:
+    with kind(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("<broadcast>", 0))
+        assert sock.getsockname()[0] == "255.255.255.255"
+        with pytest.raises(PermissionError):  # as SO_BROADCAST is off
+            sock.sendto(b"x", ("<broadcast>", 9))
+        for host in ("<broadcast", "<broadcast>.", "<>", "<"):
+            with pytest.raises(OSError, match=r"Errno -\d"):
+                sock.connect((host, 9))
+
+
+class Index:
+    def __index__(self) -> int:
+        return 5
+
+
+@needs_ipv6
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_an_address_may_be_an_object_with_index(kind: Kind) -> None:
+    with kind(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.connect(("::1", Index(), Index(), 0))
+        assert sock.getpeername()[1] == 5
 
 
 @posix_only

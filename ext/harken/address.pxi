@@ -145,6 +145,9 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
         text = c.PyUnicode_AsUTF8AndSize(host, &size)
     if size == 0:
         return 1  # the empty host is the wildcard, which is all zeros
+    if family == c.AF_INET and text[0] == b"<" and text[:size] == b"<broadcast>":
+        memset(number, 0xFF, sizeof(to.ipv4.sin_addr))
+        return 1
     # c.inet_pton would stop at a NUL and take what stands before it for the address.
     return memchr(text, 0, size) == NULL and c.inet_pton(family, text, number) == 1
 
@@ -152,7 +155,9 @@ cdef bint encode(object address, int family, net_address_t *to, net_length_t *le
 cdef unsigned int number_of(object value, unsigned int most, str name, const char *call) except? 0xFFFFFFFF:
     cdef long long number = -1
     if not isinstance(value, int):
-        raise TypeError(f"{call.decode()}: {name} must be an int, not {type(value).__name__}")
+        if not c.PyIndex_Check(value):
+            raise TypeError(f"{call.decode()}: {name} must be an int, not {type(value).__name__}")
+        value = PyNumber_Index(value)
     try:
         number = value
     except OverflowError:
