@@ -89,9 +89,11 @@ def outcome(call: Callable[[], object]) -> object:
     return result
 
 
-def with_one(call: Callable[[Any], object], family: int = socket.AF_INET) -> Callable[[Kind], object]:
+def with_one(
+    call: Callable[[Any], object], family: int = socket.AF_INET, type: int = socket.SOCK_STREAM
+) -> Callable[[Kind], object]:
     def check(kind: Kind) -> object:
-        with kind(family) as sock:
+        with kind(family, type) as sock:
             return outcome(lambda: call(sock))
 
     return check
@@ -169,6 +171,34 @@ def system_calls_of_sendfile(kind: Kind) -> object:
         return file.reads
 
 
+def scoped(kind: Kind) -> object:
+    """The address is nobody's; the interface is there."""
+    with kind(socket.AF_INET6) as sock:
+        try:
+            sock.bind(("fe80::bad:1%lo", 0))
+        except OSError as error:
+            return error.errno
+        return None
+
+
+def truncated(kind: Kind) -> object:
+    with kind(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(30)
+        sock.sendto(b"longer", sock.getsockname())
+        length = len(sock.recv(4, socket.MSG_TRUNC | socket.MSG_PEEK))
+        assert sock.recv_into(bytearray(4), 0, socket.MSG_TRUNC) == 6
+        return length
+
+
+def duplicated(kind: Any) -> object:
+    class Subclass(kind):  # type: ignore[misc]
+        pass
+
+    with Subclass() as sock, sock.dup() as twin:
+        return type(twin) is Subclass
+
+
 def unclosed(kind: Kind) -> object:
     import gc
     import warnings
@@ -210,6 +240,14 @@ SHOWN: dict[str, tuple[Callable[[Kind], object] | str, str]] = {
         with_one(lambda s: s.connect(Path("/nowhere/x")), getattr(socket, "AF_UNIX", 0)), POSIX),
     "an entry of `harken.getaddrinfo()` as an address": (
         with_one(lambda s: s.bind(harken.getaddrinfo("127.0.0.1", 0)[0])), ""),
+    'an IPv6 address with its scope in the host, `("fe80::1%eth0", 80)`': (scoped, LINUX),
+    "a scope id that is negative or larger than 32 bits": (
+        with_one(lambda s: s.bind(("::1", 0, 0, 2**32)), socket.AF_INET6), ""),
+    "an address of another family than IPv4, IPv6, unix and vsock": (
+        with_one(lambda s: s.getsockname()[0], getattr(socket, "AF_NETLINK", 0), socket.SOCK_DGRAM), LINUX),
+    "a host with a label of more than 63 characters": (with_one(lambda s: s.connect(("a" * 64 + ".invalid", 1))), ""),
+    "`recv(n, MSG_TRUNC)` of a longer datagram": (truncated, LINUX),
+    "`dup()` of an object of a subclass": (duplicated, ""),
     "`sendfile()`": (system_calls_of_sendfile, LINUX),
     "`sendfile()` of a pipe": (piped, LINUX),
     "SO_RCVTIMEO on Windows": ("the value is alike", WIN),
