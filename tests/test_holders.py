@@ -225,6 +225,19 @@ def test_an_abstract_unix_socket_is_told() -> None:
         assert (holder.pid, holder.state, holder.address) == (os.getpid(), "bound", f"\0{name}")
 
 
+@linux_only
+@pytest.mark.parametrize("table", ["_unix_by_sock_diag", "_unix_by_proc"])
+def test_a_datagram_socket_has_no_connection_though_somebody_connected_to_it(table: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.socket(socket.AF_UNIX, sock.type) as client:
+        sock.bind(path)
+        client.connect(path)  # the kernel's state of both is "established" from now on
+        assert [held.state for held in getattr(_holders, table)(path)] == ["bound"]
+        with pytest.raises(harken.AddressInUseError) as caught:
+            harken.listen(f"unix:{path}")
+        assert f"is bound to {path} and does not listen there" in caught.value.hint
+
+
 @posix_only
 def test_elsewhere_unix_sockets_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_holders, "_unix_by_sock_diag", raising(OSError()))

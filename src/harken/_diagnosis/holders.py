@@ -437,8 +437,10 @@ def _unix_by_sock_diag(path: str) -> list[Held]:
         if sure is False:
             continue
         state, inode = body[2], struct.unpack_from("=I", body, 4)[0]
+        # Whoever connects to a datagram socket, as listen() does to see whether it is in use, makes it "established".
+        told_state = "bound" if body[1] == socket.SOCK_DGRAM else _STATES.get(state, "unknown")
         uid = struct.unpack("=I", told[_UNIX_USER])[0] if _UNIX_USER in told else None
-        held = Held(name, _STATES.get(state, "unknown"), inode, uid)
+        held = Held(name, told_state, inode, uid)
         if sure:
             found.append(held)
         else:
@@ -510,7 +512,8 @@ def _unix_by_proc(path: str) -> list[Held]:
         for line in table.readlines()[1:]:
             words = line.rstrip("\n").split(None, 7)
             if len(words) == 8 and words[7] == path.replace("\0", "@"):
-                state = "listening" if int(words[3], 16) & 0x10000 else "established" if words[5] == "03" else "bound"
+                connected = words[5] == "03" and int(words[4], 16) != socket.SOCK_DGRAM
+                state = "listening" if int(words[3], 16) & 0x10000 else "established" if connected else "bound"
                 found.append(Held(path, state, int(words[6]), None))
     return found
 
