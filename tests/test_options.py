@@ -744,6 +744,31 @@ def test_what_configure_raises_is_passed_on_and_nothing_stays_open(which: int, e
     assert [sock.fileno() for sock in seen] == [-1] * which
 
 
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0", "unix:{path}", "unix:@harken-{pid}", "vsock://:0"])
+@pytest.mark.parametrize("call", ["bind", "listen"])
+@linux_only
+def test_configure_must_leave_the_socket_unbound(bind: str, call: str, tmp_path: Path) -> None:
+    bind = bind.format(path=tmp_path / "a", pid=os.getpid())
+    seen: list[harken.Socket] = []
+
+    def nothing(sock: harken.Socket, _: Any) -> None:
+        seen.append(sock)
+
+    def binds(sock: harken.Socket, address: Any) -> None:
+        seen.append(sock)
+        sock.bind(address)
+        if call == "listen":
+            sock.listen()
+
+    try:
+        harken.listen(bind, configure=nothing).close()
+    except harken.ListenError as error:
+        pytest.skip(f"not here: {error}")
+    with pytest.raises(ValueError, match=r"configure\(\) has bound the socket"):
+        harken.listen(bind, configure=binds)
+    assert [sock.fileno() for sock in seen] == [-1, -1]
+
+
 @pytest.mark.parametrize("end", ["close", "detach", "to_socket"])
 def test_configure_must_leave_the_socket_open(end: str) -> None:
     kept: list[Any] = []

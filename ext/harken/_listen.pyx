@@ -138,6 +138,17 @@ cdef Opening opening_of(object bind, object plan, bint reserves):
     return opening
 
 
+cdef bint is_bound(Socket sock):
+    """bind(2) or listen(2) was called. Windows has no name for a socket that is not bound."""
+    try:
+        name = sock.getsockname()
+    except OSError:
+        return False
+    if sock.domain == c.NET_AF_VSOCK:
+        return name[1] != 0xFFFFFFFF  # VMADDR_PORT_ANY
+    return bool(name[1] if isinstance(name, tuple) else name)
+
+
 @cython.final
 @cython.internal
 cdef class Opening:
@@ -353,6 +364,8 @@ cdef class Opening:
             self.configuring = False
             if sock.handle == c.NET_INVALID:
                 raise ValueError("configure() has closed the socket, which is to be bound next")
+            if is_bound(sock):
+                raise ValueError("configure() has bound the socket, which is to be bound next: it is for options alone")
             self.interface = interface_of(sock)
         return error
 
