@@ -693,4 +693,5 @@ def try_out(bind, plan, int family, port):
 
 
 include "functions.pxi"
+
 include "ending.pxi"
