@@ -388,7 +388,10 @@ def test_as_the_first_process_it_reaps_whoever_has_ended() -> None:
 
         def children() -> list[str]:
             listed = Path(f"/proc/{inside}/task/{inside}/children").read_text().split()
-            return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in listed]
+            try:
+                return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in listed]
+            except (FileNotFoundError, ProcessLookupError):  # one was reaped meanwhile
+                return []
 
         wait_until(lambda: len(children()) == 2 and "Z" not in children())
         os.kill(inside, signal.SIGTERM)

@@ -637,8 +637,6 @@ def _path(text: str, at: int, end: int) -> str:
     path = _decoded(text, at, end)
     if "\0" in path:
         _refuse(text, at, "a path has no NUL in it; an abstract name is written unix:@name")
-    if path.endswith("/"):
-        _refuse(text, end, "a path that ends with a slash is a folder, and a socket needs a name in it")
     return path or _refuse(text, end, "the path is missing, as in unix:/run/app.sock")
 
 
