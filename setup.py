@@ -13,8 +13,9 @@ from setuptools.command.sdist import sdist
 # HARKEN_TRACE=1 builds for coverage: line tracing on, and each .c beside its .pyx, where Cython's plugin looks for it.
 TRACE = os.environ.get("HARKEN_TRACE") == "1"
 
-# Module state and type specs go together: without both, a second interpreter cannot import the modules. Strings that
-# Cython compresses would make each import load zlib.
+# Module state and type specs go together: without both, a second interpreter cannot import the modules. Strings are not
+# compressed: Cython 3.2 would do it with zlib, which each import would load; 3.3 does it with code of its own, which
+# every module would carry and run.
 MACROS = [("CYTHON_USE_MODULE_STATE", "1"), ("CYTHON_USE_TYPE_SPECS", "1"), ("CYTHON_COMPRESS_STRINGS", "0")]
 
 DIRECTIVES = {
