@@ -18,13 +18,10 @@
 static inline int net_listening(net_socket_t s, int *on)
 {
     struct socket_fdinfo info;
-    socklen_t size = sizeof *on;
-    *on = 0;
-    if (getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0)
-        return 0;
-    *on = 0;
-    if (errno != ENOPROTOOPT)
-        return errno;
+    int error = net_acceptconn(s, on);
+    if (error != ENOPROTOOPT)
+        return error;
+    errno = 0; /* a result that is too short sets none */
     if (proc_pidfdinfo(getpid(), s, PROC_PIDFDSOCKETINFO, &info, sizeof info) != (int)sizeof info)
         return errno ? errno : ENOTSOCK;
     *on = (info.psi.soi_options & SO_ACCEPTCONN) != 0;

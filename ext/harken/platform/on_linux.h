@@ -65,12 +65,7 @@ static inline int net_vsock_get(const struct sockaddr *address, unsigned *cid, u
 #include "platform/no_vsock.h"
 #endif
 
-static inline int net_listening(net_socket_t s, int *on)
-{
-    socklen_t size = sizeof *on;
-    *on = 0;
-    return getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0 ? 0 : errno;
-}
+static inline int net_listening(net_socket_t s, int *on) { return net_acceptconn(s, on); }
 
 /* Nothing to set: nobody may ever listen beside a listener, on its address or on one that overlaps, and beside a socket
  * that is only bound, SO_REUSEADDR lets others in, which is on already. */

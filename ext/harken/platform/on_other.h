@@ -16,12 +16,7 @@
 #define NET_TAKES_BOTH 1
 #define NET_FASTOPEN_EARLY 1
 
-static inline int net_listening(net_socket_t s, int *on)
-{
-    socklen_t size = sizeof *on;
-    *on = 0;
-    return getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0 ? 0 : errno;
-}
+static inline int net_listening(net_socket_t s, int *on) { return net_acceptconn(s, on); }
 
 static inline int net_queue(net_socket_t s, long *queued, long *limit)
 {

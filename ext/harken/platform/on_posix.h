@@ -358,6 +358,14 @@ static inline int net_describe(net_socket_t s, int *family, int *type, int *prot
     return 0;
 }
 
+/* net_listening(), on all systems but macOS. */
+static inline int net_acceptconn(net_socket_t s, int *on)
+{
+    socklen_t size = sizeof *on;
+    *on = 0;
+    return getsockopt(s, SOL_SOCKET, SO_ACCEPTCONN, on, &size) == 0 ? 0 : errno;
+}
+
 /* It has the wildcard, and port 0. */
 static inline int net_unbound(int error)
 {
