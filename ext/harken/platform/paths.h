@@ -33,8 +33,9 @@ typedef struct {
     unsigned long long device, inode;
 } net_file_t;
 
-/* Results of net_file_knock. Nobody: a server that ended has left it. Forbidden: this user may not connect to it. */
 #define NET_MARKED 01000 /* a bit of the mode that no other server's socket has */
+
+/* Results of net_file_knock. Nobody: a server that ended has left it. Forbidden: this user may not connect to it. */
 enum { NET_NOBODY, NET_SOMEBODY, NET_FORBIDDEN };
 
 static inline int net_path_put(const char *path, net_address_t *address, net_length_t *length);
