@@ -35,11 +35,10 @@ from libc.stdio cimport snprintf
 
 cimport harken._platform as c
 from harken._platform cimport net_address_t, net_file_t, net_length_t, net_socket_t
-from harken._socket cimport Socket
+from harken._socket cimport Socket, in_main_thread
 from harken._system cimport forks
 
 import sys
-from _thread import get_ident
 from os import fsdecode, fsencode, path as paths, urandom
 
 cdef enum:
@@ -509,11 +508,6 @@ def settle_soon(list entries not None):
                 return
     for entry in entries:
         (<Entry>entry).settle()
-
-
-cdef bint in_main_thread() except -1:
-    threading = sys.modules.get("threading")
-    return threading is None or threading.main_thread().ident == get_ident()
 
 
 cdef object frame_on_top():

@@ -97,5 +97,6 @@ cdef class Socket:
 
 cdef int backlog_of(object backlog) except -2
 cdef int end_socket(Socket self) noexcept
+cdef bint in_main_thread() except -1
 cdef net_socket_t part_with_socket(Socket self, bint nudge) noexcept
 cdef int shut_socket(Socket self) noexcept
