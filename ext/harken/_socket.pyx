@@ -28,6 +28,11 @@ What EAGAIN means. Four parties may say how long a call waits, and the first of 
 4. Nobody: the call waits for ever, whatever mode others have given to the handle; for O_NONBLOCK belongs to all who
    share the socket, and to none of them alone. Here the standard library would raise BlockingIOError. The one exception
    is a call that poll() cannot wait for: a datagram for which the receiver or the system has no room.
+
+More than 600 lines: two thirds are one class, `Socket`, which has the methods of the standard library's sockets, in
+seven parts: the steps in C, calls in flight, waiting, then bind to accept, connect to sendfile, names and options, and
+ownership. Behind it are functions: how a socket is closed, buffers and arguments, questions about a handle from
+anywhere, and the options that accepted connections are given. How a handle moves to another object is in move.pxi.
 """
 
 import cython
