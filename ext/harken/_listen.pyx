@@ -36,6 +36,7 @@ from harken._inherit import inherit, release
 from harken._listener import Listener, Listeners
 from harken._loading import for_hand_over, load
 from harken._plan import DEFAULT, Plan
+from harken._socket import name_of as name_or_wildcard
 from harken._socket import state_of
 from harken._stats import warn_if_less
 from harken._unix import UnixListener, bind_path
@@ -139,11 +140,8 @@ cdef Opening opening_of(object bind, object plan, bint reserves):
 
 
 cdef bint is_bound(Socket sock):
-    """bind(2) or listen(2) was called. Windows has no name for a socket that is not bound."""
-    try:
-        name = sock.getsockname()
-    except OSError:
-        return False
+    """bind(2) or listen(2) was called."""
+    name = name_or_wildcard(sock)
     if sock.domain == c.NET_AF_VSOCK:
         return name[1] != 0xFFFFFFFF  # VMADDR_PORT_ANY
     return bool(name[1] if isinstance(name, tuple) else name)
