@@ -765,8 +765,8 @@ cdef class Acceptor:
         if not self.must_close():
             return
         sockets = self.sockets  # they stay until we leave
-        if self.admission.engine != NULL:
-            while True:
+        try:
+            while self.admission.engine != NULL:
                 with nogil:
                     c.net_admission_take(self.admission, CHUNK, False, taken, where, &count, &obstacle)
                 if count == 0:
@@ -774,7 +774,8 @@ cdef class Acceptor:
                 self.wrap(sockets, False, taken, where, count, left)
             left.reverse()
             self.keep(left)
-        self.leave()
+        finally:  # no memory for the objects: their connections are closed
+            self.leave()
 
     @cython.critical_section
     cdef bint must_close(self) noexcept:
